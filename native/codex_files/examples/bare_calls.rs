@@ -1,0 +1,135 @@
+//! The bare system calls of a staging and of a removal, in the same order and nothing else: what
+//! `bin/bench` compares the library with. Takes commands on standard input and answers each with
+//! the nanoseconds that it took:
+//!
+//! ```text
+//! publish <directory> <threads> <first> <count> <size>   mkdir, create, write, close, rename
+//! remove <directory> <first> <count>                     unlink, rmdir
+//! ```
+
+#[path = "../benches/entries/mod.rs"]
+mod entries;
+
+use std::error::Error;
+use std::ffi::CString;
+use std::io::{BufRead, Write};
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{OFlag, open, openat, renameat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, close, unlinkat, write};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split(' ').collect();
+        let elapsed = match words[..] {
+            ["publish", dir, threads, first, count, size] => publish(
+                dir,
+                threads.parse()?,
+                range(first, count)?,
+                &vec![b'x'; size.parse()?],
+            )?,
+            ["remove", dir, first, count] => remove(dir, range(first, count)?)?,
+            _ => return Err(format!("expected publish or remove, got: {line}").into()),
+        };
+        println!("{}", elapsed.as_nanos());
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+fn range(first: &str, count: &str) -> Result<Range<usize>, Box<dyn Error>> {
+    let first = first.parse()?;
+    let count: usize = count.parse()?;
+    Ok(first..first + count)
+}
+
+/// The names of one staged file, made before the clock runs.
+struct Names {
+    dir: CString,
+    scratch: CString,
+    file: CString,
+}
+
+fn names(numbers: Range<usize>) -> Result<Vec<Names>, Box<dyn Error>> {
+    numbers
+        .map(|number| {
+            // As long as a checksum, and as random.
+            let dir = entries::digits(number);
+            Ok(Names {
+                scratch: CString::new(format!("{dir}/.staging"))?,
+                file: CString::new(format!("{dir}/{number:08}.bin"))?,
+                dir: CString::new(dir)?,
+            })
+        })
+        .collect()
+}
+
+fn open_dir(path: &str) -> nix::Result<std::os::fd::OwnedFd> {
+    open(
+        path,
+        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+}
+
+fn publish(
+    dir: &str,
+    threads: usize,
+    numbers: Range<usize>,
+    content: &[u8],
+) -> Result<Duration, Box<dyn Error>> {
+    let dir = open_dir(dir)?;
+    let names = names(numbers)?;
+    let share = names.len().div_ceil(threads).max(1);
+    let shares: Vec<&[Names]> = names.chunks(share).collect();
+    let ready = Barrier::new(shares.len());
+    let times: Vec<nix::Result<(Instant, Instant)>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = shares
+            .into_iter()
+            .map(|share| {
+                let (dir, ready) = (&dir, &ready);
+                scope.spawn(move || {
+                    ready.wait();
+                    let start = Instant::now();
+                    for names in share {
+                        publish_one(dir, names, content)?;
+                    }
+                    Ok((start, Instant::now()))
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("the threads do not panic"))
+            .collect()
+    });
+    let times = times.into_iter().collect::<nix::Result<Vec<_>>>()?;
+    let start = times.iter().map(|&(start, _)| start).min();
+    let stop = times.iter().map(|&(_, stop)| stop).max();
+    Ok(start.zip(stop).map_or(Duration::ZERO, |(a, b)| b - a))
+}
+
+fn publish_one(dir: impl AsFd + Copy, names: &Names, content: &[u8]) -> nix::Result<()> {
+    mkdirat(dir, names.dir.as_c_str(), Mode::S_IRWXU)?;
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    let file = openat(dir, names.scratch.as_c_str(), flags, Mode::S_IRUSR)?;
+    write(&file, content)?;
+    close(file)?;
+    renameat(dir, names.scratch.as_c_str(), dir, names.file.as_c_str())
+}
+
+fn remove(dir: &str, numbers: Range<usize>) -> Result<Duration, Box<dyn Error>> {
+    let dir = open_dir(dir)?;
+    let names = names(numbers)?;
+    let start = Instant::now();
+    for names in &names {
+        unlinkat(&dir, names.file.as_c_str(), UnlinkatFlags::NoRemoveDir)?;
+        unlinkat(&dir, names.dir.as_c_str(), UnlinkatFlags::RemoveDir)?;
+    }
+    Ok(start.elapsed())
+}

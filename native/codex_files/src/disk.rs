@@ -1,0 +1,434 @@
+//! Reading a source and hashing what is written.
+
+use std::fs::File;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::stat::{FileStat, Mode, SFlag};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Context, Error, FileType, Result};
+use crate::sys;
+
+/// A file up to this size is read whole and staged by the thread that is asked; a larger one is
+/// copied in pieces by a copier thread.
+pub const INLINE_LIMIT: usize = 256 * 1024;
+
+/// One byte more than a small file has shows that one of unknown size is larger.
+pub(crate) const SMALL_BUFFER: usize = INLINE_LIMIT + 1;
+
+/// The size of a piece: small enough to stay in a core's cache between the hash and the write.
+const PIECE: usize = 256 * 1024;
+
+/// How many pieces may be under way between the reading and the writing thread.
+const PIECES: usize = 6;
+
+/// What the file system knows a file by, and the signs that its content has not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId {
+    dev: u64,
+    ino: u64,
+    size: u64,
+    mtime_ns: i64,
+}
+
+impl FileId {
+    #[allow(
+        clippy::unnecessary_cast,
+        clippy::cast_sign_loss,
+        clippy::cast_possible_truncation,
+        reason = "the types of these fields differ between systems"
+    )]
+    pub(crate) fn of(stat: &FileStat) -> Self {
+        Self {
+            dev: stat.st_dev as u64,
+            ino: stat.st_ino as u64,
+            size: stat.st_size as u64,
+            mtime_ns: nanoseconds(stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+        }
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(crate) fn dev(&self) -> u64 {
+        self.dev
+    }
+
+    pub(crate) fn ino(&self) -> u64 {
+        self.ino
+    }
+
+    /// Whether both name the same file, whatever happened to its content.
+    pub(crate) fn same_file(&self, other: &Self) -> bool {
+        (self.dev, self.ino) == (other.dev, other.ino)
+    }
+}
+
+/// A file's state: if two looks at a path give the same one, nobody wrote to the file in between
+/// (but see [`Fingerprint::settled`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Fingerprint {
+    pub(crate) id: FileId,
+    ctime_ns: i64,
+}
+
+impl Fingerprint {
+    #[allow(clippy::unnecessary_cast, reason = "the types differ between systems")]
+    pub(crate) fn of(stat: &FileStat) -> Self {
+        Self {
+            id: FileId::of(stat),
+            ctime_ns: nanoseconds(stat.st_ctime as i64, stat.st_ctime_nsec as i64),
+        }
+    }
+
+    /// Whether the file was last changed long enough before `wall_ms` that another change would
+    /// have left another time. File systems stamp in ticks, of up to 2 s on the coarsest.
+    pub(crate) fn settled(&self, wall_ms: i64) -> bool {
+        let limit = wall_ms.saturating_sub(2_000).saturating_mul(1_000_000);
+        self.id.mtime_ns <= limit && self.ctime_ns <= limit
+    }
+}
+
+fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(nanoseconds)
+}
+
+/// Says whether a file of this kind can be staged.
+pub(crate) fn check_type(path: &Path, stat: &FileStat) -> Result<()> {
+    let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+    match kind {
+        SFlag::S_IFREG => Ok(()),
+        SFlag::S_IFDIR => Err(Error::io("stage", path, Errno::EISDIR)),
+        SFlag::S_IFIFO => Err(Error::UnsupportedFileType(FileType::Fifo)),
+        SFlag::S_IFSOCK => Err(Error::UnsupportedFileType(FileType::Socket)),
+        SFlag::S_IFCHR | SFlag::S_IFBLK => Err(Error::UnsupportedFileType(FileType::Device)),
+        _ => Err(Error::UnsupportedFileType(FileType::Other)),
+    }
+}
+
+/// A look at a source that does not open it: opening a device can move a tape.
+pub(crate) fn look(path: &Path) -> Result<FileStat> {
+    let stat = sys::stat(path).context("stage", path)?;
+    check_type(path, &stat)?;
+    Ok(stat)
+}
+
+/// An open source, and what it was when it was opened.
+pub(crate) struct Source<'a> {
+    path: &'a Path,
+    file: File,
+    stat: FileStat,
+}
+
+impl<'a> Source<'a> {
+    /// Opens a source that [`look`] has let pass. Never blocks on a pipe or a device.
+    pub(crate) fn open(path: &'a Path) -> Result<Self> {
+        let file = sys::open_for_reading(path).context("open", path)?;
+        // Between the look and the open the path may have come to mean another file.
+        let stat = sys::fstat(&file).context("stat", path)?;
+        check_type(path, &stat)?;
+        Ok(Self { path, file, stat })
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        FileId::of(&self.stat).size()
+    }
+
+    /// The mode of the staged copy: what the owner may do with the source, except to write it, and
+    /// always to read it.
+    pub(crate) fn staged_mode(&self) -> Mode {
+        let owner = Mode::from_bits_truncate(self.stat.st_mode) & Mode::S_IXUSR;
+        owner | Mode::S_IRUSR
+    }
+
+    /// The fingerprint, if nothing changed since the source was opened.
+    pub(crate) fn unchanged(&self) -> Option<Fingerprint> {
+        let before = Fingerprint::of(&self.stat);
+        let now = Fingerprint::of(&sys::fstat(&self.file).ok()?);
+        (before == now).then_some(before)
+    }
+
+    /// Reads the whole content into `buffer`, of [`SMALL_BUFFER`] bytes, if it is a small file's;
+    /// its length then.
+    pub(crate) fn read_small(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
+        if self.size() > INLINE_LIMIT as u64 {
+            return Ok(None);
+        }
+        let limit = Remaining::new(self).limit(buffer.len());
+        let count = sys::read_full(&self.file, &mut buffer[..limit]).context("read", self.path)?;
+        Ok((count <= INLINE_LIMIT).then_some(count))
+    }
+
+    /// The digest of the content, and its size in bytes.
+    pub(crate) fn digest(&self) -> Result<([u8; 32], u64)> {
+        sys::rewind(&self.file).context("read", self.path)?;
+        let mut hasher = Sha256::new();
+        let mut size = 0;
+        self.each_piece(&mut vec![0; PIECE], |piece| {
+            hasher.update(piece);
+            size += piece.len() as u64;
+            Ok(())
+        })?;
+        Ok((hasher.finalize().into(), size))
+    }
+
+    /// Copies the content into `target` and gives its size and the digest of what was written.
+    pub(crate) fn copy_into(&self, target: &File, target_path: &Path) -> Result<(u64, [u8; 32])> {
+        sys::rewind(&self.file).context("read", self.path)?;
+        if self.size() <= INLINE_LIMIT as u64 {
+            return self.copy_pieces(target, target_path);
+        }
+        let (full, filled) = crossbeam_channel::bounded::<Vec<u8>>(PIECES);
+        let (empty, free) = crossbeam_channel::bounded::<Vec<u8>>(PIECES);
+        for _ in 0..PIECES {
+            empty
+                .send(Vec::new())
+                .expect("there is room for every piece, and the receiver lives");
+        }
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(move || -> Result<()> {
+                for piece in filled {
+                    sys::write_all(target, &piece).context("write to", target_path)?;
+                    // The reader may have ended already: then nobody needs the piece again.
+                    let _ = empty.send(piece);
+                }
+                Ok(())
+            });
+            let read = self.hash_pieces(&free, &full);
+            drop(full);
+            let written = writer
+                .join()
+                .unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));
+            written.and(read)
+        })
+    }
+
+    /// One piece after the other: what there is to gain from a second thread costs less than one.
+    fn copy_pieces(&self, target: &File, target_path: &Path) -> Result<(u64, [u8; 32])> {
+        let mut hasher = Sha256::new();
+        let mut size = 0_u64;
+        self.each_piece(&mut vec![0; PIECE], |piece| {
+            hasher.update(piece);
+            size += piece.len() as u64;
+            sys::write_all(target, piece).context("write to", target_path)
+        })?;
+        Ok((size, hasher.finalize().into()))
+    }
+
+    fn each_piece(
+        &self,
+        buffer: &mut [u8],
+        mut work: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut left = Remaining::new(self);
+        loop {
+            let wanted = left.limit(buffer.len());
+            let count =
+                sys::read_full(&self.file, &mut buffer[..wanted]).context("read", self.path)?;
+            left.took(count);
+            if count == 0 {
+                return Ok(());
+            }
+            work(&buffer[..count])?;
+        }
+    }
+
+    /// Reads pieces, hashes them and passes them on, until the content or the receiver ends.
+    fn hash_pieces(
+        &self,
+        free: &crossbeam_channel::Receiver<Vec<u8>>,
+        full: &crossbeam_channel::Sender<Vec<u8>>,
+    ) -> Result<(u64, [u8; 32])> {
+        let mut hasher = Sha256::new();
+        let mut size = 0_u64;
+        let mut left = Remaining::new(self);
+        // If the writer has failed both channels are closed, and its error is the one that counts.
+        while let Ok(mut piece) = free.recv() {
+            piece.resize(PIECE, 0);
+            let wanted = left.limit(PIECE);
+            let count =
+                sys::read_full(&self.file, &mut piece[..wanted]).context("read", self.path)?;
+            left.took(count);
+            piece.truncate(count);
+            hasher.update(&piece);
+            size += count as u64;
+            if count == 0 || full.send(piece).is_err() {
+                break;
+            }
+        }
+        Ok((size, hasher.finalize().into()))
+    }
+}
+
+/// How much of a source is still to be read. What is staged is the file as long as it was when it
+/// was opened, or shorter: a log that grows faster than it is copied would never end. The files of
+/// `/proc` have no size: they are read to their end, unless they turn out to grow.
+struct Remaining<'a> {
+    source: &'a Source<'a>,
+    bytes: Option<u64>,
+    taken: u64,
+}
+
+impl<'a> Remaining<'a> {
+    fn new(source: &'a Source<'a>) -> Self {
+        let size = source.size();
+        Self {
+            source,
+            bytes: (size > 0).then_some(size),
+            taken: 0,
+        }
+    }
+
+    /// How much to ask for at once, at most `wanted`.
+    fn limit(&mut self, wanted: usize) -> usize {
+        if self.bytes.is_none() && self.taken > 0 {
+            let size = sys::fstat(&self.source.file).map_or(0, |stat| FileId::of(&stat).size());
+            self.bytes = (size > 0).then(|| size.saturating_sub(self.taken));
+        }
+        match self.bytes {
+            Some(bytes) => usize::try_from(bytes).map_or(wanted, |bytes| bytes.min(wanted)),
+            None => wanted,
+        }
+    }
+
+    fn took(&mut self, count: usize) {
+        self.taken += count as u64;
+        if let Some(bytes) = self.bytes.as_mut() {
+            *bytes = bytes.saturating_sub(count as u64);
+        }
+    }
+}
+
+/// The digest of a content in memory.
+pub(crate) fn digest(content: &[u8]) -> [u8; 32] {
+    Sha256::digest(content).into()
+}
+
+/// The digest of a file, read in pieces, and its size in bytes.
+///
+/// # Errors
+/// As opening and reading a source.
+pub fn digest_of_file(path: &Path) -> Result<([u8; 32], u64)> {
+    look(path)?;
+    Source::open(path)?.digest()
+}
+
+/// A digest in lower-case hexadecimal.
+#[must_use]
+pub fn hex(digest: &[u8; 32]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    digest
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| char::from(DIGITS[usize::from(digit)]))
+        .collect()
+}
+
+/// Whether a manifest key has the form of a digest, and so is a claim about the content.
+pub(crate) fn is_digest(checksum: &[u8]) -> bool {
+    checksum.len() == 64
+        && checksum
+            .iter()
+            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a file whose content and inode last changed at these milliseconds.
+    fn fingerprint(mtime_ms: i64, ctime_ms: i64) -> Fingerprint {
+        Fingerprint {
+            id: FileId {
+                dev: 1,
+                ino: 2,
+                size: 3,
+                mtime_ns: mtime_ms * 1_000_000,
+            },
+            ctime_ns: ctime_ms * 1_000_000,
+        }
+    }
+
+    #[test]
+    fn times_prove_something_only_when_both_are_two_seconds_old() {
+        assert!(fingerprint(8_000, 8_000).settled(10_000));
+        assert!(!fingerprint(8_001, 8_000).settled(10_000));
+        assert!(!fingerprint(8_000, 8_001).settled(10_000));
+        // Times of the future prove nothing, and no time makes the sum overflow.
+        assert!(!fingerprint(20_000, 8_000).settled(10_000));
+        assert!(!fingerprint(8_000, 8_000).settled(i64::MIN));
+        assert!(fingerprint(8_000, 8_000).settled(i64::MAX));
+        assert_eq!(nanoseconds(i64::MAX, 999_999_999), i64::MAX);
+        assert_eq!(nanoseconds(i64::MIN, 0), i64::MIN);
+    }
+
+    /// What is staged is the file as long as it was when it was opened.
+    #[test]
+    fn p3_a_source_is_read_no_further_than_it_reached_when_it_was_opened() {
+        use std::io::{Read, Seek, Write};
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        for size in [10, INLINE_LIMIT, INLINE_LIMIT + 1, 3 * PIECE] {
+            std::fs::write(&path, vec![b'a'; size]).expect("a source");
+            let source = Source::open(&path).expect("it is a regular file");
+            let mut log = File::options().append(true).open(&path).expect("a log");
+            log.write_all(&vec![b'b'; 2 * PIECE]).expect("it grows");
+            let opened = digest(&vec![b'a'; size]);
+            assert_eq!(source.digest().expect("a digest"), (opened, size as u64));
+            let mut copy = tempfile::tempfile().expect("a target");
+            assert_eq!(
+                source.copy_into(&copy, &path).expect("a copy"),
+                (size as u64, opened)
+            );
+            let mut copied = Vec::new();
+            copy.rewind().expect("a file");
+            copy.read_to_end(&mut copied).expect("a file");
+            assert!(copied == vec![b'a'; size]);
+            sys::rewind(&source.file).expect("a file");
+            let read = source.read_small(&mut vec![0; SMALL_BUFFER]);
+            let small = (size <= INLINE_LIMIT).then_some(size);
+            assert_eq!(read.expect("it can be read"), small);
+        }
+    }
+
+    /// Between the look and the open a path may come to mean a pipe.
+    #[test]
+    fn p13_a_pipe_is_refused_when_it_is_opened_too() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("fifo");
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).expect("a pipe");
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let refused = Source::open(&path).err();
+            let _ = sender.send(refused);
+        });
+        let refused = receiver
+            .recv_timeout(std::time::Duration::from_secs(10))
+            .expect("it does not block");
+        assert!(matches!(
+            refused,
+            Some(Error::UnsupportedFileType(FileType::Fifo))
+        ));
+    }
+
+    #[test]
+    fn a_key_is_a_claim_about_the_content_only_in_the_very_form_of_a_digest() {
+        let digest = hex(&digest(b""));
+        assert_eq!(
+            digest,
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+        assert!(is_digest(digest.as_bytes()));
+        assert!(!is_digest(digest.to_uppercase().as_bytes()));
+        assert!(!is_digest(&digest.as_bytes()[1..]));
+        assert!(!is_digest(format!("{digest}0").as_bytes()));
+        assert!(!is_digest(digest.replace('e', "g").as_bytes()));
+        assert!(!is_digest(b""));
+    }
+}

@@ -1,0 +1,63 @@
+//! Recognises unchanged files without reading them, as git and ccache do: by device, inode, size
+//! and both times. Only times that were old enough when the file was hashed count (see
+//! `Fingerprint::settled`), so a change always shows.
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::attachment::Checksum;
+use crate::disk::Fingerprint;
+
+/// How many files are remembered; the least recently staged is forgotten first.
+const CAPACITY: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not zero");
+
+/// What is known of a file from a look at it.
+pub(crate) enum Recognised {
+    /// It has this checksum.
+    Unchanged(Checksum),
+    /// It was staged before, and may have been written to since then.
+    Familiar,
+}
+
+struct Memory {
+    fingerprint: Fingerprint,
+    settled: bool,
+    checksum: Checksum,
+}
+
+/// By device and inode.
+pub(crate) struct Recognition(Mutex<LruCache<(u64, u64), Memory>>);
+
+impl Recognition {
+    pub(crate) fn new() -> Self {
+        // Unbounded at first, so that an idle registry does not pay for the full table.
+        let mut files = LruCache::unbounded();
+        files.resize(CAPACITY);
+        Self(Mutex::new(files))
+    }
+
+    pub(crate) fn recognise(&self, seen: &Fingerprint) -> Option<Recognised> {
+        let mut files = self.0.lock();
+        let memory = files.get(&key(seen))?;
+        if memory.settled && memory.fingerprint == *seen {
+            return Some(Recognised::Unchanged(memory.checksum.clone()));
+        }
+        (memory.fingerprint.id.size() == seen.id.size()).then_some(Recognised::Familiar)
+    }
+
+    /// `hashed_at_ms` is when the hashing began.
+    pub(crate) fn remember(&self, fingerprint: Fingerprint, hashed_at_ms: i64, checksum: Checksum) {
+        let memory = Memory {
+            fingerprint,
+            settled: fingerprint.settled(hashed_at_ms),
+            checksum,
+        };
+        self.0.lock().put(key(&fingerprint), memory);
+    }
+}
+
+fn key(fingerprint: &Fingerprint) -> (u64, u64) {
+    (fingerprint.id.dev(), fingerprint.id.ino())
+}

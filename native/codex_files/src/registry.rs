@@ -1,0 +1,650 @@
+//! A registry: the manifest, the disk it describes, and the threads that work on it.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::attachment::{Attachment, Checksum, Now, Retention, StagedFile};
+use crate::copiers;
+use crate::disk::{self, Fingerprint, SMALL_BUFFER, Source};
+use crate::error::{Error, Failures, Result};
+use crate::manifest::{Admission, Listing, Manifest, Metrics, Origin, Outcome, Staging, Waiter};
+use crate::recognition::{Recognised, Recognition};
+use crate::staging_area::{self, Area, PublishError, Published, StagingDir};
+use crate::sweeper::{self, Command, Reply, Report, Sweeper};
+
+/// A staging under a checksum and at a destination that the caller chose.
+#[derive(Clone, Debug)]
+pub struct StageRequest {
+    /// The manifest key. In the form of a SHA-256 digest it is verified against the content.
+    pub checksum: Checksum,
+    /// The name to report.
+    pub name: Box<[u8]>,
+    /// How long to keep it.
+    pub retention: Retention,
+    /// The size to report, in bytes.
+    pub size: u64,
+    /// What to copy.
+    pub source: PathBuf,
+    /// Where to.
+    pub destination: PathBuf,
+    /// Where the records of what lies elsewhere are kept.
+    pub staging_dir: StagingDir,
+}
+
+/// A staging of a file under the digest of its content, in the registry's own area.
+#[derive(Clone, Debug)]
+pub struct FileRequest {
+    /// What to copy.
+    pub source: PathBuf,
+    /// The name to stage it under.
+    pub name: Box<[u8]>,
+    /// How long to keep it.
+    pub retention: Retention,
+    /// Where.
+    pub staging_dir: StagingDir,
+}
+
+/// Makes the waiter of a call that cannot be answered at once.
+pub type MakeWaiter<'a> = &'a dyn Fn() -> Waiter;
+
+/// How a registry is set up.
+pub struct Options {
+    /// The time between two cleanups.
+    pub cleanup_interval: Duration,
+    /// For how long the attachments of a registry process that was killed wait for its successor.
+    pub orphan_grace: Duration,
+    /// Recognise unchanged files by their times, without reading them.
+    pub recognise_unchanged: bool,
+    /// Who is told what the cleanup thread does of itself.
+    pub observer: Box<dyn Observer>,
+}
+
+/// Hears, on the cleanup thread, what it does without being asked.
+pub trait Observer: Send {
+    /// A periodic cleanup is done.
+    fn cleaned(&self, report: Report);
+    /// No successor came in time, and the registry has stopped.
+    fn ended(&self);
+}
+
+/// Whether a process answers for a registry. A killed one leaves it to its successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ownership {
+    Owned,
+    AbandonedSince(Instant),
+    Ended,
+}
+
+/// A registry. See the module's description.
+pub struct Registry {
+    manifest: Arc<Manifest>,
+    /// By staging directory, as asked for; `None` once the registry has stopped, so that none is
+    /// opened any more. Not the manifest's lock: an area may be opened meanwhile.
+    areas: Mutex<Option<HashMap<PathBuf, Arc<Area>>>>,
+    recognition: Option<Recognition>,
+    ownership: Mutex<Ownership>,
+    sweeper: Sweeper,
+}
+
+thread_local! {
+    /// One small file's content, kept so that staging one allocates nothing that large.
+    static SMALL_CONTENT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Registry {
+    /// An empty registry, with its cleanup thread.
+    #[must_use]
+    pub fn start(options: Options) -> Arc<Self> {
+        let recognition = options.recognise_unchanged.then(Recognition::new);
+        Arc::new_cyclic(|weak| Self {
+            manifest: Manifest::new(),
+            areas: Mutex::new(Some(HashMap::new())),
+            recognition,
+            ownership: Mutex::new(Ownership::Owned),
+            sweeper: sweeper::start(weak.clone(), options),
+        })
+    }
+
+    /// The manifest, for those who do the disk work themselves.
+    #[must_use]
+    pub fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    /// The attachments.
+    #[must_use]
+    pub fn list(&self) -> Listing {
+        self.manifest.list()
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.manifest.metrics()
+    }
+
+    /// Hands the cleanup thread a command. It does one after the other.
+    pub fn command(&self, command: Command) {
+        self.sweeper.send(command);
+    }
+
+    /// Takes over a registry whose owner has gone; `false` if it has ended.
+    #[must_use]
+    pub fn adopt(&self) -> bool {
+        let mut ownership = self.ownership.lock();
+        if *ownership == Ownership::Ended {
+            return false;
+        }
+        *ownership = Ownership::Owned;
+        drop(ownership);
+        self.command(Command::OwnerChanged);
+        true
+    }
+
+    /// Notes that the owner has gone. Unless a successor comes in time, the registry ends.
+    pub fn abandon(&self) {
+        let mut ownership = self.ownership.lock();
+        if *ownership == Ownership::Owned {
+            *ownership = Ownership::AbandonedSince(Instant::now());
+        }
+        drop(ownership);
+        self.command(Command::OwnerChanged);
+    }
+
+    /// Ends it in order: nothing can be staged any more, and what was is removed, by the cleanup
+    /// thread, before it replies.
+    pub fn end(&self, reply: Reply<Failures>) {
+        *self.ownership.lock() = Ownership::Ended;
+        self.manifest.stop();
+        self.command(Command::Stop(reply));
+    }
+
+    pub(crate) fn abandoned_since(&self) -> Option<Instant> {
+        match *self.ownership.lock() {
+            Ownership::AbandonedSince(since) => Some(since),
+            Ownership::Owned | Ownership::Ended => None,
+        }
+    }
+
+    pub(crate) fn end_if_abandoned(&self) -> bool {
+        let mut ownership = self.ownership.lock();
+        let abandoned = matches!(*ownership, Ownership::AbandonedSince(_));
+        if abandoned {
+            *ownership = Ownership::Ended;
+        }
+        abandoned
+    }
+
+    /// Stages a known checksum again if that takes no more than a look at a file of this machine;
+    /// short enough for a thread that must not wait.
+    #[must_use]
+    pub fn refresh(&self, checksum: &[u8], retention: Retention) -> Option<Attachment> {
+        let file = self.manifest.lookup(checksum)?;
+        if !file.is_local() || !file.is_intact() {
+            return None;
+        }
+        self.manifest.refresh(&file, retention, Now::read())
+    }
+
+    /// Stages a file under the caller's checksum. `None`: a waiter gets the answer.
+    pub fn stage(
+        self: &Arc<Self>,
+        request: &StageRequest,
+        make_waiter: MakeWaiter<'_>,
+    ) -> Option<Outcome> {
+        outcome(|| {
+            let staging = match self.admit(&request.checksum, request.retention, make_waiter)? {
+                Admitted::Lead(staging) => staging,
+                Admitted::Done(outcome) => return Ok(outcome),
+            };
+            // The ticket gives the error to all who wait.
+            let source = match open_for_stage(request) {
+                Ok(source) => source,
+                Err(error) => return Ok(Some(fail(staging, error))),
+            };
+            if source.size() <= disk::INLINE_LIMIT as u64 {
+                return Ok(Some(self.stage_here(request, &source, staging)));
+            }
+            let (registry, request, waiter) = (self.clone(), request.clone(), make_waiter());
+            copiers::run(
+                move |_| match open_for_stage(&request) {
+                    Ok(source) => registry.stage_here(&request, &source, staging),
+                    Err(error) => fail(staging, error),
+                },
+                waiter,
+            );
+            Ok(None)
+        })
+    }
+
+    fn stage_here(
+        self: &Arc<Self>,
+        request: &StageRequest,
+        source: &Source<'_>,
+        staging: Staging,
+    ) -> Outcome {
+        let published = self.with_area(&request.staging_dir, |area| {
+            let replaces = staging.replaces().map(|file| &**file);
+            let scratch =
+                area.scratch_beside(&request.destination, replaces, source.staged_mode())?;
+            let (_, digest) = source.copy_into(scratch.file()?, scratch.path())?;
+            if disk::is_digest(&request.checksum) {
+                let actual = disk::hex(&digest);
+                if actual.as_bytes() != &*request.checksum {
+                    return Err(Error::ChecksumMismatch { actual }.into());
+                }
+            }
+            Ok(scratch.publish_elsewhere(source.staged_mode())?)
+        });
+        match published {
+            Ok(published) => enter(staging, published, request.name.clone(), request.size),
+            Err(error) => fail(staging, error),
+        }
+    }
+
+    /// Stages a file under its own digest. `None`: a waiter gets the answer.
+    pub fn stage_file(
+        self: &Arc<Self>,
+        request: &FileRequest,
+        make_waiter: MakeWaiter<'_>,
+    ) -> Option<Outcome> {
+        outcome(|| {
+            let seen = Fingerprint::of(&disk::look(&request.source)?);
+            if let Some(attachment) = self.stage_unchanged(&seen, request.retention) {
+                return Ok(Some(known(attachment)));
+            }
+            if let Some(outcome) = self.stage_small_file(request, make_waiter)? {
+                return Ok(outcome);
+            }
+            let (registry, request, waiter) = (self.clone(), request.clone(), make_waiter());
+            copiers::run(
+                move |waiter| {
+                    registry
+                        .stage_large_file(&request, waiter)
+                        .unwrap_or_else(Outcome::Failed)
+                },
+                waiter,
+            );
+            Ok(None)
+        })
+    }
+
+    /// Stages a file again that is recognised as one that was hashed before.
+    fn stage_unchanged(&self, seen: &Fingerprint, retention: Retention) -> Option<Attachment> {
+        match self.recognition.as_ref()?.recognise(seen)? {
+            Recognised::Unchanged(checksum) => self.stage_known(&checksum, retention),
+            Recognised::Familiar => None,
+        }
+    }
+
+    /// Stages a known checksum again, if its file is still there.
+    fn stage_known(&self, checksum: &[u8], retention: Retention) -> Option<Attachment> {
+        let file = self.manifest.lookup(checksum)?;
+        if !file.is_intact() {
+            return None;
+        }
+        self.manifest.refresh(&file, retention, Now::read())
+    }
+
+    fn is_familiar(&self, seen: &Fingerprint) -> bool {
+        self.recognition
+            .as_ref()
+            .and_then(|recognition| recognition.recognise(seen))
+            .is_some()
+    }
+
+    /// The outer `None`: it is not a small file.
+    #[allow(
+        clippy::option_option,
+        reason = "the inner None is a caller's to hear of later"
+    )]
+    fn stage_small_file(
+        self: &Arc<Self>,
+        request: &FileRequest,
+        make_waiter: MakeWaiter<'_>,
+    ) -> Result<Option<Option<Outcome>>> {
+        let started = Now::read();
+        let source = Source::open(&request.source)?;
+        SMALL_CONTENT.with_borrow_mut(|buffer| {
+            buffer.resize(SMALL_BUFFER, 0);
+            let Some(length) = source.read_small(buffer)? else {
+                return Ok(None);
+            };
+            let content = &buffer[..length];
+            let checksum = disk::hex(&disk::digest(content)).into_bytes().into();
+            self.remember(&source, started, &checksum);
+            let staging = match self.admit(&checksum, request.retention, make_waiter)? {
+                Admitted::Lead(staging) => staging,
+                Admitted::Done(outcome) => return Ok(Some(outcome)),
+            };
+            let published = self.with_area(&request.staging_dir, |area| {
+                area.publish_small(&checksum, &request.name, content, source.staged_mode())
+            });
+            Ok(Some(Some(match published {
+                Ok(published) => enter(
+                    staging,
+                    published,
+                    request.name.clone(),
+                    content.len() as u64,
+                ),
+                Err(error) => fail(staging, error),
+            })))
+        })
+    }
+
+    /// The outcome is the waiter's, if that is still here in the end.
+    fn stage_large_file(
+        &self,
+        request: &FileRequest,
+        waiter: &mut Option<Waiter>,
+    ) -> Result<Outcome> {
+        // While this copy waited for its turn, the same file may have been staged by another.
+        let seen = Fingerprint::of(&disk::look(&request.source)?);
+        if let Some(attachment) = self.stage_unchanged(&seen, request.retention) {
+            return Ok(known(attachment));
+        }
+        let started = Now::read();
+        let source = Source::open(&request.source)?;
+        // Reading a file once more costs less than a copy in vain.
+        if self.is_familiar(&seen) {
+            let (digest, _) = source.digest()?;
+            let checksum: Checksum = disk::hex(&digest).into_bytes().into();
+            self.remember(&source, started, &checksum);
+            if let Some(attachment) = self.stage_known(&checksum, request.retention) {
+                return Ok(known(attachment));
+            }
+        }
+        let mode = source.staged_mode();
+        let mut staging: Option<Staging> = None;
+        let published = self.with_area(&request.staging_dir, |area| {
+            let scratch = area.large_scratch(mode)?;
+            let (size, digest) = source.copy_into(scratch.file()?, scratch.path())?;
+            let checksum: Checksum = disk::hex(&digest).into_bytes().into();
+            self.remember(&source, started, &checksum);
+            let admitted = self.admit(&checksum, request.retention, || {
+                waiter.take().unwrap_or_else(|| Waiter::new(drop))
+            })?;
+            let lead = match admitted {
+                // The waiter waits for whoever holds the ticket; this copy was in vain.
+                Admitted::Done(None) => return Ok(Err(Outcome::Retry)),
+                Admitted::Done(Some(outcome)) => return Ok(Err(outcome)),
+                Admitted::Lead(lead) => staging.insert(lead),
+            };
+            let published = area.publish_large(scratch, lead.checksum(), &request.name, mode);
+            if matches!(published, Err(PublishError::AreaLost)) {
+                // The copy went with its area, and the next one may have another content.
+                staging = None;
+            }
+            Ok(Ok((published?, size)))
+        });
+        match (published, staging) {
+            (Ok(Ok((published, size))), Some(staging)) => {
+                Ok(enter(staging, published, request.name.clone(), size))
+            }
+            (Err(error), Some(staging)) => Ok(fail(staging, error)),
+            (Ok(Err(outcome)), _) => Ok(outcome),
+            (Err(error), None) => Err(error),
+            (Ok(Ok(_)), None) => Ok(Outcome::Retry),
+        }
+    }
+
+    fn remember(&self, source: &Source<'_>, started: Now, checksum: &Checksum) {
+        if let Some(recognition) = &self.recognition
+            && let Some(fingerprint) = source.unchanged()
+        {
+            recognition.remember(fingerprint, started.wall_ms, checksum.clone());
+        }
+    }
+
+    /// Asks the manifest until it has an answer that holds: a known checksum counts only if its
+    /// file is still there.
+    fn admit(
+        &self,
+        checksum: &Checksum,
+        retention: Retention,
+        mut make_waiter: impl FnMut() -> Waiter,
+    ) -> Result<Admitted> {
+        let mut lost: Option<Arc<StagedFile>> = None;
+        loop {
+            match self
+                .manifest
+                .admit(checksum, retention, lost.as_ref(), &mut make_waiter)?
+            {
+                Admission::Waiting => return Ok(Admitted::Done(None)),
+                Admission::Lead(staging) => return Ok(Admitted::Lead(staging)),
+                Admission::Known(file) if file.is_intact() => {
+                    if let Some(attachment) = self.manifest.refresh(&file, retention, Now::read()) {
+                        return Ok(Admitted::Done(Some(known(attachment))));
+                    }
+                }
+                Admission::Known(file) => lost = Some(file),
+            }
+        }
+    }
+
+    /// Runs `work` in the area of a staging directory; once more in a new one if somebody has taken
+    /// the area away.
+    fn with_area<T>(
+        &self,
+        staging_dir: &StagingDir,
+        mut work: impl FnMut(&Arc<Area>) -> Result<T, PublishError>,
+    ) -> Result<T> {
+        for _ in 0..3 {
+            let area = self.area(staging_dir)?;
+            match work(&area) {
+                Ok(done) => return Ok(done),
+                Err(PublishError::Failed(error)) => return Err(error),
+                Err(PublishError::AreaLost) => self.forget(&area),
+            }
+        }
+        Err(Error::io(
+            "use staging directory",
+            &staging_dir.path,
+            nix::errno::Errno::ENOENT,
+        ))
+    }
+
+    fn area(&self, staging_dir: &StagingDir) -> Result<Arc<Area>> {
+        let areas = self.areas.lock();
+        if let Some(area) = areas.as_ref().ok_or(Error::Stopped)?.get(&staging_dir.path) {
+            return Ok(area.clone());
+        }
+        drop(areas);
+        let opened = Area::open(staging_dir)?;
+        let area = self.areas.lock().as_mut().map(|areas| {
+            areas
+                .entry(staging_dir.path.clone())
+                .or_insert_with(|| opened.clone())
+                .clone()
+        });
+        // Opened without the lock: if another was quicker, or the end, ours goes again.
+        if !area.as_ref().is_some_and(|area| Arc::ptr_eq(area, &opened)) {
+            opened.remove_if_empty();
+        }
+        area.ok_or(Error::Stopped)
+    }
+
+    fn forget(&self, lost: &Arc<Area>) {
+        if let Some(areas) = self.areas.lock().as_mut() {
+            areas.retain(|_, area| !Arc::ptr_eq(area, lost));
+        }
+    }
+
+    /// Lets go of the areas that are empty.
+    pub(crate) fn drop_empty_areas(&self) {
+        let areas: Vec<_> = match self.areas.lock().as_ref() {
+            Some(areas) => areas.values().cloned().collect(),
+            None => return,
+        };
+        for area in areas {
+            if area.remove_if_empty() {
+                self.forget(&area);
+            }
+        }
+    }
+
+    /// Removes the expired attachments.
+    pub(crate) fn sweep(&self) -> Report {
+        sweeper::sweep(&self.manifest, Now::read(), StagedFile::remove)
+    }
+
+    /// Removes all attachments, and what dead registries left below `dir`.
+    pub(crate) fn reset(&self, dir: Option<&Path>) -> Failures {
+        let mut failures = sweeper::remove_all(&self.manifest, StagedFile::remove);
+        if let Some(dir) = dir {
+            failures.extend(staging_area::purge(&StagingDir {
+                path: dir.to_owned(),
+                is_default: false,
+            }));
+        }
+        self.drop_empty_areas();
+        failures
+    }
+
+    /// Ends it: nothing can be staged any more, and what was is removed.
+    pub(crate) fn stop(&self) -> Failures {
+        self.manifest.stop();
+        let failures = self.reset(None);
+        *self.areas.lock() = None;
+        failures
+    }
+
+    /// Asks to stage a file that a file module of the host's is to copy.
+    pub fn admit_file_module(
+        &self,
+        request: &StageRequest,
+        make_waiter: MakeWaiter<'_>,
+    ) -> FileModuleAdmission {
+        match self.admit(&request.checksum, request.retention, make_waiter) {
+            Ok(Admitted::Lead(staging)) => FileModuleAdmission::Lead(staging),
+            Ok(Admitted::Done(outcome)) => FileModuleAdmission::Done(outcome),
+            Err(error) => FileModuleAdmission::Done(Some(Outcome::Failed(error))),
+        }
+    }
+
+    /// Reads a file that a file module of the host's has put in place, if its checksum has the
+    /// form of a digest.
+    ///
+    /// # Errors
+    /// [`Error::ChecksumMismatch`], and as reading the file.
+    pub fn verify_file_module(request: &StageRequest) -> Result<()> {
+        if !disk::is_digest(&request.checksum) {
+            return Ok(());
+        }
+        let (digest, _) = disk::digest_of_file(&request.destination)?;
+        let actual = disk::hex(&digest);
+        if actual.as_bytes() == &*request.checksum {
+            Ok(())
+        } else {
+            Err(Error::ChecksumMismatch { actual })
+        }
+    }
+
+    /// Enters a file that a file module of the host's has put in place.
+    #[must_use]
+    pub fn commit_file_module(staging: Staging, request: &StageRequest) -> Outcome {
+        let file = StagedFile::of_file_module(
+            request.checksum.clone(),
+            request.name.clone(),
+            &request.destination,
+            request.size,
+        );
+        commit(staging, file)
+    }
+}
+
+/// What became of a request to stage through a file module.
+pub enum FileModuleAdmission {
+    /// Copy the file, then [`Registry::verify_file_module`] and [`Registry::commit_file_module`].
+    Lead(Staging),
+    /// There is nothing to copy. `None`: a waiter gets the answer.
+    Done(Option<Outcome>),
+}
+
+enum Admitted {
+    Lead(Staging),
+    Done(Option<Outcome>),
+}
+
+fn known(attachment: Attachment) -> Outcome {
+    Outcome::Staged {
+        attachment,
+        origin: Origin::Known,
+    }
+}
+
+fn fail(staging: Staging, error: Error) -> Outcome {
+    staging.fail(error.clone());
+    Outcome::Failed(error)
+}
+
+fn enter(staging: Staging, published: Published, name: Box<[u8]>, size: u64) -> Outcome {
+    let file = published.into_file(staging.checksum().clone(), name, size);
+    commit(staging, file)
+}
+
+fn commit(staging: Staging, file: StagedFile) -> Outcome {
+    let file = Arc::new(file);
+    // The ticket is still out: nobody else works on what belongs to this checksum.
+    if let Some(lost) = staging.replaces() {
+        lost.give_way_to(&file);
+    }
+    match staging.commit(&file, Now::read()) {
+        Ok(attachment) => Outcome::Staged {
+            attachment,
+            origin: Origin::Copied,
+        },
+        Err(error) => {
+            // It has no owner. If it cannot be removed now, the next start does it.
+            let _ = file.remove();
+            Outcome::Failed(error)
+        }
+    }
+}
+
+fn outcome(run: impl FnOnce() -> Result<Option<Outcome>>) -> Option<Outcome> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(error)) => Some(Outcome::Failed(error)),
+        Err(panic) => Some(Outcome::Failed(Error::from_panic(&*panic))),
+    }
+}
+
+fn open_for_stage(request: &StageRequest) -> Result<Source<'_>> {
+    let seen = disk::FileId::of(&disk::look(&request.source)?);
+    let same = crate::sys::stat(&request.destination)
+        .is_ok_and(|stat| disk::FileId::of(&stat).same_file(&seen));
+    if same {
+        return Err(Error::DestinationIsSource(request.source.as_path().into()));
+    }
+    Source::open(&request.source)
+}
+
+/// Checks that a name is one path component.
+///
+/// # Errors
+/// [`Error::InvalidName`].
+pub fn check_name(name: &[u8]) -> Result<()> {
+    let valid = !matches!(name, b"" | b"." | b"..")
+        && name.len() <= 255
+        && !name.iter().any(|&byte| byte == b'/' || byte == 0);
+    if valid {
+        Ok(())
+    } else {
+        Err(Error::InvalidName(name.into()))
+    }
+}
+
+/// The last component of a path: the name a file is staged under unless the caller says otherwise.
+#[must_use]
+pub fn default_name(path: &Path) -> &[u8] {
+    path.file_name().map_or(&[], OsStr::as_bytes)
+}

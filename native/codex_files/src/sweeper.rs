@@ -1,0 +1,212 @@
+//! Cleanup: the thread that does it on time and on request, and what it does.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use crate::attachment::{Attachment, Now, StagedFile};
+use crate::error::{Error, Failures, Result};
+use crate::manifest::{ExpiryCursor, Manifest, Removal};
+use crate::registry::{Options, Registry};
+use crate::staging_area::{self, StagingDir};
+
+/// How many removals are admitted at once: few enough to keep the lock short.
+const BATCH: usize = 64;
+
+/// What a cleanup did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The attachments whose files are gone.
+    pub cleaned: Vec<Attachment>,
+    /// Those whose files could not be removed; they stay, and are tried again.
+    pub failed: Vec<(Attachment, Error)>,
+}
+
+/// The answer to a command. Dropped unsent, because the thread has ended, it says so: nobody who
+/// gave a command waits for ever.
+pub struct Reply<T>(Option<Box<dyn FnOnce(Result<T>) + Send>>);
+
+impl<T> Reply<T> {
+    /// `send` is called once, on any thread.
+    pub fn new(send: impl FnOnce(Result<T>) + Send + 'static) -> Self {
+        Self(Some(Box::new(send)))
+    }
+
+    fn send(mut self, result: Result<T>) {
+        if let Some(send) = self.0.take() {
+            send(result);
+        }
+    }
+}
+
+impl<T> Drop for Reply<T> {
+    fn drop(&mut self) {
+        if let Some(send) = self.0.take() {
+            send(Err(Error::Stopped));
+        }
+    }
+}
+
+/// What the cleanup thread can be told to do.
+pub enum Command {
+    /// Remove what has expired.
+    Cleanup(Reply<Report>),
+    /// Remove every attachment, and what dead registries left below a directory.
+    Reset(PathBuf, Reply<Failures>),
+    /// Remove what dead registries left below a directory.
+    Purge(StagingDir),
+    /// Look again at whether the registry has an owner.
+    OwnerChanged,
+    /// Change the time between two cleanups.
+    Interval(Duration),
+    /// Remove everything and end.
+    Stop(Reply<Failures>),
+}
+
+/// The handle of a cleanup thread. The thread ends when the last one is dropped.
+pub(crate) struct Sweeper(Sender<Command>);
+
+impl Sweeper {
+    pub(crate) fn send(&self, command: Command) {
+        // If the thread has ended, dropping the command answers it.
+        let _ = self.0.send(command);
+    }
+}
+
+pub(crate) fn start(registry: Weak<Registry>, options: Options) -> Sweeper {
+    let (commands, inbox) = crossbeam_channel::unbounded();
+    let spawned = std::thread::Builder::new()
+        .name("codex_sweeper".into())
+        .spawn(move || run(&registry, &inbox, options));
+    // Without the thread every command is answered with `Stopped`: the inbox is dropped.
+    drop(spawned);
+    Sweeper(commands)
+}
+
+/// The thread. It holds no strong reference while it waits: a registry that nobody needs any more
+/// goes, and takes the channel along.
+fn run(registry: &Weak<Registry>, inbox: &Receiver<Command>, mut options: Options) {
+    let mut next_cleanup = deadline(options.cleanup_interval);
+    let mut end_at: Option<Instant> = None;
+    loop {
+        let wake_at = [next_cleanup, end_at].into_iter().flatten().min();
+        let command = match wake_at {
+            Some(at) => inbox.recv_deadline(at),
+            None => inbox.recv().map_err(RecvTimeoutError::from),
+        };
+        let Some(registry) = registry.upgrade() else {
+            return;
+        };
+        match command {
+            Ok(Command::Cleanup(reply)) => reply.send(contained(|| registry.sweep())),
+            Ok(Command::Reset(dir, reply)) => reply.send(contained(|| registry.reset(Some(&dir)))),
+            Ok(Command::Purge(dir)) => {
+                // What could not be removed is tried again at the next start.
+                let _ = contained(|| staging_area::purge(&dir));
+            }
+            Ok(Command::OwnerChanged) => {}
+            Ok(Command::Interval(interval)) => {
+                options.cleanup_interval = interval;
+                next_cleanup = deadline(interval);
+            }
+            Ok(Command::Stop(reply)) => {
+                reply.send(contained(|| registry.stop()));
+                return;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let now = Instant::now();
+        end_at = registry
+            .abandoned_since()
+            .and_then(|since| since.checked_add(options.orphan_grace));
+        if end_at.is_some_and(|at| at <= now) && registry.end_if_abandoned() {
+            let _ = contained(|| registry.stop());
+            options.observer.ended();
+            return;
+        }
+        if next_cleanup.is_some_and(|at| at <= now) {
+            if let Ok(report) = contained(|| registry.sweep()) {
+                let _ = contained(|| options.observer.cleaned(report));
+            }
+            next_cleanup = deadline(options.cleanup_interval);
+        }
+    }
+}
+
+/// `None`: later than time is counted.
+fn deadline(from_now: Duration) -> Option<Instant> {
+    Instant::now().checked_add(from_now)
+}
+
+fn contained<T>(work: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| Error::from_panic(&*panic))
+}
+
+/// Removes what has expired `now`.
+pub fn sweep(
+    manifest: &Arc<Manifest>,
+    now: Now,
+    remove: impl Fn(&StagedFile) -> Result<()>,
+) -> Report {
+    let mut report = Report::default();
+    let mut cursor = Some(ExpiryCursor::start());
+    while cursor.is_some() {
+        for removal in manifest.claim_expired(now, &mut cursor, BATCH) {
+            remove_one(removal, &remove, &mut report);
+        }
+    }
+    report
+}
+
+/// The tickets to remove all that has expired, for those who do the disk work themselves.
+#[must_use]
+pub fn claim_all_expired(manifest: &Arc<Manifest>) -> Vec<Removal> {
+    manifest.claim_expired(Now::read(), &mut Some(ExpiryCursor::start()), usize::MAX)
+}
+
+/// The tickets to remove every attachment, for those who do the disk work themselves.
+#[must_use]
+pub fn claim_all(manifest: &Arc<Manifest>) -> Vec<Removal> {
+    let files: Vec<_> = manifest
+        .list()
+        .iter()
+        .map(|attachment| attachment.file.clone())
+        .collect();
+    manifest.claim_files(&files)
+}
+
+/// Removes every attachment that is there when it begins.
+pub fn remove_all(
+    manifest: &Arc<Manifest>,
+    remove: impl Fn(&StagedFile) -> Result<()>,
+) -> Failures {
+    let mut report = Report::default();
+    let listing = manifest.list();
+    let mut files = listing.iter().map(|attachment| attachment.file.clone());
+    loop {
+        let batch: Vec<_> = files.by_ref().take(BATCH).collect();
+        if batch.is_empty() {
+            break;
+        }
+        for removal in manifest.claim_files(&batch) {
+            remove_one(removal, &remove, &mut report);
+        }
+        report.cleaned.clear();
+    }
+    report
+        .failed
+        .into_iter()
+        .map(|(attachment, error)| (attachment.file.path.to_path_buf(), error))
+        .collect()
+}
+
+fn remove_one(removal: Removal, remove: impl Fn(&StagedFile) -> Result<()>, report: &mut Report) {
+    match remove(&removal.attachment().file) {
+        Ok(()) => report.cleaned.push(removal.commit()),
+        Err(error) => report.failed.push((removal.attachment().clone(), error)),
+    }
+}

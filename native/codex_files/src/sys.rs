@@ -1,0 +1,270 @@
+//! The system calls, each in one place: interrupted calls go on, and tests can make any one fail.
+//!
+//! Files and directories are never opened through a final symbolic link unless the name says so.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode};
+use nix::unistd::UnlinkatFlags;
+use nix::{Result, fcntl, sys, unistd};
+
+/// Runs one system call under its name, again if a signal interrupted it.
+fn call<T>(name: &'static str, mut run: impl FnMut() -> Result<T>) -> Result<T> {
+    loop {
+        match fault::check(name).and_then(|()| run()) {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
+pub(crate) fn stat(path: &Path) -> Result<FileStat> {
+    call("stat", || sys::stat::stat(path))
+}
+
+pub(crate) fn lstat(path: &Path) -> Result<FileStat> {
+    call("lstat", || sys::stat::lstat(path))
+}
+
+pub(crate) fn lstat_at(dir: impl AsFd, path: &Path) -> Result<FileStat> {
+    call("fstatat", || {
+        sys::stat::fstatat(dir.as_fd(), path, AtFlags::AT_SYMLINK_NOFOLLOW)
+    })
+}
+
+pub(crate) fn fstat(fd: impl AsFd) -> Result<FileStat> {
+    call("fstat", || sys::stat::fstat(fd.as_fd()))
+}
+
+/// Opens for reading, without waiting for the other end of a pipe and without acquiring a terminal.
+pub(crate) fn open_for_reading(path: &Path) -> Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    call("open", || fcntl::open(path, flags, Mode::empty())).map(File::from)
+}
+
+/// Opens a directory, following a final symbolic link.
+pub(crate) fn open_dir_following(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    call("open", || fcntl::open(path, flags, Mode::empty()))
+}
+
+pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
+    open_dir_at(fcntl::AT_FDCWD, path)
+}
+
+pub(crate) fn open_dir_at(dir: impl AsFd, path: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    call("open", || {
+        fcntl::openat(dir.as_fd(), path, flags, Mode::empty())
+    })
+}
+
+/// Creates a file that must not exist, for writing.
+pub(crate) fn create_at(dir: impl AsFd, path: &Path, mode: Mode) -> Result<File> {
+    let flags =
+        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    call("create", || fcntl::openat(dir.as_fd(), path, flags, mode)).map(File::from)
+}
+
+pub(crate) fn mkdir_at(dir: impl AsFd, path: &Path) -> Result<()> {
+    call("mkdir", || {
+        sys::stat::mkdirat(dir.as_fd(), path, Mode::S_IRWXU)
+    })
+}
+
+pub(crate) fn rename_at(from: impl AsFd, old: &Path, to: impl AsFd, new: &Path) -> Result<()> {
+    call("rename", || {
+        fcntl::renameat(from.as_fd(), old, to.as_fd(), new)
+    })
+}
+
+pub(crate) fn unlink_at(dir: impl AsFd, path: &Path) -> Result<()> {
+    call("unlink", || {
+        unistd::unlinkat(dir.as_fd(), path, UnlinkatFlags::NoRemoveDir)
+    })
+}
+
+pub(crate) fn rmdir_at(dir: impl AsFd, path: &Path) -> Result<()> {
+    call("rmdir", || {
+        unistd::unlinkat(dir.as_fd(), path, UnlinkatFlags::RemoveDir)
+    })
+}
+
+pub(crate) fn symlink_at(target: &Path, dir: impl AsFd, path: &Path) -> Result<()> {
+    call("symlink", || unistd::symlinkat(target, dir.as_fd(), path))
+}
+
+pub(crate) fn readlink_at(dir: impl AsFd, path: &Path) -> Result<OsString> {
+    call("readlink", || fcntl::readlinkat(dir.as_fd(), path))
+}
+
+pub(crate) fn chmod(path: &Path, mode: Mode) -> Result<()> {
+    call("chmod", || {
+        sys::stat::fchmodat(fcntl::AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink)
+    })
+}
+
+pub(crate) fn rewind(file: &File) -> Result<()> {
+    call("lseek", || {
+        unistd::lseek(file, 0, unistd::Whence::SeekSet).map(drop)
+    })
+}
+
+/// Reads until `buffer` is full or the file ends; the number of bytes read.
+pub(crate) fn read_full(file: &File, buffer: &mut [u8]) -> Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match call("read", || unistd::read(file, &mut buffer[filled..]))? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok(filled)
+}
+
+pub(crate) fn write_all(file: &File, mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        let limit = fault::write_limit(bytes.len());
+        match call("write", || unistd::write(file, &bytes[..limit]))? {
+            0 => return Err(Errno::EIO),
+            count => bytes = &bytes[count..],
+        }
+    }
+    Ok(())
+}
+
+/// Closes, and says what the system says: some file systems report a failed write only now.
+pub(crate) fn close(file: File) -> Result<()> {
+    // Not `call`: after EINTR the descriptor is gone, and may already be somebody else's.
+    let checked = fault::check("close");
+    let closed = unistd::close(file);
+    match checked.and(closed) {
+        Err(Errno::EINTR) => Ok(()),
+        result => result,
+    }
+}
+
+/// Takes a lock on an open directory without waiting: `EWOULDBLOCK` if another holds it.
+pub(crate) fn lock(dir: OwnedFd, kind: FlockArg) -> Result<Flock<OwnedFd>> {
+    // The call itself consumes the descriptor; since it does not wait no signal interrupts it.
+    call("flock", || Ok(()))?;
+    Flock::lock(dir, kind).map_err(|(_, errno)| errno)
+}
+
+/// The names in a directory, without `.` and `..`.
+pub(crate) fn names(dir: &OwnedFd) -> Result<Vec<OsString>> {
+    use std::os::unix::ffi::OsStringExt;
+    let again = open_dir_at(dir, Path::new("."))?;
+    let mut entries = call("readdir", || Ok(())).and_then(|()| Dir::from_fd(again))?;
+    let mut names = Vec::new();
+    for entry in entries.iter() {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(OsString::from_vec(name));
+        }
+    }
+    Ok(names)
+}
+
+/// Whether a directory is on a file system of this machine, where a look-up does not wait for a
+/// network or for another program.
+#[cfg(target_os = "linux")]
+pub(crate) fn is_local(dir: impl AsFd) -> bool {
+    use nix::sys::statfs;
+    let local = [
+        statfs::EXT4_SUPER_MAGIC,
+        statfs::XFS_SUPER_MAGIC,
+        statfs::BTRFS_SUPER_MAGIC,
+        statfs::TMPFS_MAGIC,
+        statfs::F2FS_SUPER_MAGIC,
+        statfs::OVERLAYFS_SUPER_MAGIC,
+    ];
+    statfs::fstatfs(dir).is_ok_and(|fs| local.contains(&fs.filesystem_type()))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn is_local(_dir: impl AsFd) -> bool {
+    false
+}
+
+#[cfg(not(feature = "fault-injection"))]
+mod fault {
+    #[inline]
+    pub(super) fn check(_call: &'static str) -> nix::Result<()> {
+        Ok(())
+    }
+
+    #[inline]
+    pub(super) fn write_limit(wanted: usize) -> usize {
+        wanted
+    }
+}
+
+/// Makes chosen system calls fail, for tests. One plan a process at a time.
+#[cfg(feature = "fault-injection")]
+pub mod fault {
+    use std::sync::Mutex;
+
+    use nix::errno::Errno;
+
+    /// What happens to a call that fails.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Failure {
+        /// It is not made, and gives this error.
+        Error(Errno),
+        /// It is not made: the process ends, and has no chance to tidy up.
+        Crash,
+    }
+
+    /// Which calls fail, and how.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Plan {
+        /// The call that fails, counted from 0 over all threads.
+        pub at: usize,
+        /// How many calls from there on fail.
+        pub times: usize,
+        /// How.
+        pub failure: Failure,
+        /// No write takes more bytes than this at once.
+        pub write_limit: usize,
+    }
+
+    static ARMED: Mutex<Option<(Plan, Vec<&'static str>)>> = Mutex::new(None);
+
+    /// Runs `work` under a plan; its result, and the names of all calls that it made.
+    pub fn run<T>(plan: Plan, work: impl FnOnce() -> T) -> (T, Vec<&'static str>) {
+        *ARMED.lock().expect("not poisoned") = Some((plan, Vec::new()));
+        let result = work();
+        let armed = ARMED.lock().expect("not poisoned").take();
+        (result, armed.map(|(_, calls)| calls).unwrap_or_default())
+    }
+
+    pub(super) fn check(call: &'static str) -> nix::Result<()> {
+        let mut armed = ARMED.lock().expect("not poisoned");
+        let Some((plan, calls)) = armed.as_mut() else {
+            return Ok(());
+        };
+        let number = calls.len();
+        calls.push(call);
+        if (plan.at..plan.at.saturating_add(plan.times)).contains(&number) {
+            match plan.failure {
+                Failure::Error(errno) => return Err(errno),
+                Failure::Crash => std::process::abort(),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_limit(wanted: usize) -> usize {
+        match ARMED.lock().expect("not poisoned").as_ref() {
+            Some((plan, _)) => wanted.min(plan.write_limit.max(1)),
+            None => wanted,
+        }
+    }
+}

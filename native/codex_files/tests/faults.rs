@@ -1,0 +1,825 @@
+//! The disk fails, at every system call in turn: what was promised holds all the same. There is a
+//! clear error, nothing in part at a published path (P4), the manifest agrees with the disk, and
+//! nothing is left behind for longer than till the next start.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, OnceLock};
+
+use codex_files::attachment::Checksum;
+use codex_files::disk::INLINE_LIMIT;
+use codex_files::error::Error;
+use codex_files::fault::{self, Failure, Plan};
+use codex_files::manifest::Outcome;
+use common::*;
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Plans and limits hold for the whole process: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // That another test failed says nothing about this one.
+    ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+const NO_FAULT: Plan = Plan {
+    at: usize::MAX,
+    times: 0,
+    failure: Failure::Error(Errno::EIO),
+    write_limit: usize::MAX,
+};
+
+/// Errors without a meaning of their own: they must come out as they went in.
+const PLAIN: [Errno; 6] = [
+    Errno::ENOSPC,
+    Errno::EIO,
+    Errno::EACCES,
+    Errno::EMFILE,
+    Errno::EROFS,
+    Errno::EXDEV,
+];
+
+/// Errors that the code takes for a sign of something. They may lead to another try.
+const MEANINGFUL: [Errno; 5] = [
+    Errno::ENOENT,
+    Errno::EEXIST,
+    Errno::ENOTDIR,
+    Errno::ENOTEMPTY,
+    Errno::EWOULDBLOCK,
+];
+
+// ---- staging -------------------------------------------------------------------------------
+
+/// One way to stage a file.
+#[derive(Clone, Copy, Debug)]
+struct Scene {
+    name: &'static str,
+    size: usize,
+    to: To,
+    before: Before,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum To {
+    /// The registry's own area.
+    Area,
+    /// A destination of the caller's, in a directory that is not there yet.
+    Elsewhere,
+    /// The same, with a digest for a key.
+    ElsewhereVerified,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Before {
+    Nothing,
+    /// Another file has been staged: the area is there.
+    Another,
+    /// The file has been staged.
+    Staged,
+    /// The file has been staged, and removed from outside (P6).
+    Lost,
+    /// The same, and is staged again under another name.
+    LostUnderAnotherName,
+}
+
+const SCENES: [Scene; 12] = [
+    scene("first", SMALL, To::Area, Before::Nothing),
+    scene("small", SMALL, To::Area, Before::Another),
+    scene("known", SMALL, To::Area, Before::Staged),
+    scene("lost", SMALL, To::Area, Before::Lost),
+    scene("renamed", SMALL, To::Area, Before::LostUnderAnotherName),
+    scene("large", LARGE, To::Area, Before::Another),
+    scene("first-large", LARGE, To::Area, Before::Nothing),
+    scene("lost-large", LARGE, To::Area, Before::Lost),
+    scene("elsewhere", SMALL, To::Elsewhere, Before::Nothing),
+    scene(
+        "elsewhere-verified",
+        SMALL,
+        To::ElsewhereVerified,
+        Before::Another,
+    ),
+    scene("elsewhere-large", LARGE, To::Elsewhere, Before::Another),
+    scene("elsewhere-lost", SMALL, To::Elsewhere, Before::Lost),
+];
+
+const fn scene(name: &'static str, size: usize, to: To, before: Before) -> Scene {
+    Scene {
+        name,
+        size,
+        to,
+        before,
+    }
+}
+
+impl Scene {
+    fn content(&self) -> &'static [u8] {
+        static SMALL_CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
+        static LARGE_CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
+        if self.size == SMALL {
+            SMALL_CONTENT.get_or_init(|| content(SMALL, 7))
+        } else {
+            LARGE_CONTENT.get_or_init(|| content(LARGE, 7))
+        }
+    }
+
+    fn key(&self) -> Checksum {
+        static SMALL_KEY: OnceLock<Checksum> = OnceLock::new();
+        assert_eq!(self.size, SMALL, "the key of that content is not kept");
+        SMALL_KEY.get_or_init(|| key(self.content())).clone()
+    }
+
+    fn destination(&self, lab: &Lab) -> PathBuf {
+        lab.root.join("parent/destination")
+    }
+
+    /// What is there before the faults begin.
+    fn set(&self, lab: &Lab) {
+        lab.source("source", self.content());
+        if self.before == Before::Another {
+            let other = lab.source("other", b"another content");
+            staged(lab.stage_file(&other));
+        }
+        if matches!(
+            self.before,
+            Before::Staged | Before::Lost | Before::LostUnderAnotherName
+        ) {
+            let attachment = staged(self.play(lab));
+            if self.before != Before::Staged {
+                fs::remove_file(&attachment.file.path).unwrap();
+            }
+        }
+    }
+
+    fn play(&self, lab: &Lab) -> Outcome {
+        self.play_as(lab, "name")
+    }
+
+    fn play_again(&self, lab: &Lab) -> Outcome {
+        if self.before == Before::LostUnderAnotherName {
+            self.play_as(lab, "another name")
+        } else {
+            self.play(lab)
+        }
+    }
+
+    fn play_as(&self, lab: &Lab, name: &str) -> Outcome {
+        let source = lab.root.join("source");
+        match self.to {
+            To::Area => lab.stage_file_as(&source, name),
+            To::Elsewhere => lab.stage(b"a key", &source, &self.destination(lab)),
+            To::ElsewhereVerified => lab.stage(&self.key(), &source, &self.destination(lab)),
+        }
+    }
+
+    fn calls(&self) -> Vec<&'static str> {
+        let lab = Lab::new();
+        self.set(&lab);
+        let (outcome, calls) = fault::run(NO_FAULT, || self.play_again(&lab));
+        staged(outcome);
+        calls
+    }
+
+    /// Plays it under a plan and looks at what is left.
+    fn suffer(&self, plan: Plan) -> Result<(), Error> {
+        let mut lab = Lab::new();
+        self.set(&lab);
+        let (outcome, calls) = fault::run(plan, || self.play_again(&lab));
+        let about = || format!("{} under {plan:?}: {calls:?}, {outcome:?}", self.name);
+
+        // Nothing in part, and counters that agree with the listing.
+        lab.assert_areas_whole(Scratch::Allowed);
+        if self.to != To::Area {
+            let destination = self.destination(&lab);
+            if destination.exists() {
+                assert_eq!(
+                    fs::read(&destination).unwrap(),
+                    self.content(),
+                    "{}",
+                    about()
+                );
+            }
+        }
+        let attachments = lab.attachments();
+        assert_eq!(
+            lab.registry.metrics().totals,
+            totals(&attachments),
+            "{}",
+            about()
+        );
+        let result = match outcome {
+            Outcome::Staged { ref attachment, .. } => {
+                assert!(attachment.file.path.exists(), "{}", about());
+                Ok(())
+            }
+            Outcome::Failed(ref error) => {
+                let listed = attachments.len();
+                let expected = usize::from(self.before != Before::Nothing);
+                assert_eq!(listed, expected, "{}", about());
+                if plan.times == 1 {
+                    self.assert_tidy(&lab, &about());
+                }
+                Err(error.clone())
+            }
+            Outcome::Retry => panic!("{}", about()),
+        };
+        // Whoever has an attachment holds on to its area.
+        drop((outcome, attachments));
+
+        // The next one finds nothing in its way.
+        staged(self.play_again(&lab));
+        lab.assert_consistent();
+        lab.assert_leaves_nothing();
+        if plan.times <= 1 {
+            let parent = self.destination(&lab).parent().unwrap().to_owned();
+            assert!(!parent.exists(), "left behind: {:?}", tree(&parent));
+        }
+        result
+    }
+
+    /// One failed call is tidied up after at once: only what was there before is there.
+    fn assert_tidy(&self, lab: &Lab, about: &str) {
+        let left: Vec<_> = tree(&lab.staging_path())
+            .into_keys()
+            .filter(|path| !lab.areas().contains(path))
+            .filter(|path| {
+                !lab.attachments().iter().any(|attachment| {
+                    let file = &attachment.file.path;
+                    **file == **path || file.parent() == Some(path)
+                })
+            })
+            // The record of a file that was lost is there till the file has another place.
+            .filter(|path| {
+                !(self.before == Before::Lost
+                    && self.to != To::Area
+                    && path.to_string_lossy().contains("elsewhere-0"))
+            })
+            .collect();
+        assert!(left.is_empty(), "{about}: left behind: {left:?}");
+        if self.to != To::Area && self.before != Before::Lost {
+            let parent = lab.root.join("parent");
+            assert!(
+                !parent.exists(),
+                "{about}: left behind: {:?}",
+                tree(&parent)
+            );
+        }
+    }
+}
+
+#[test]
+fn p4_whichever_call_of_a_staging_fails_nothing_in_part_is_left() {
+    let _alone = alone();
+    let mut points = 0;
+    for scene in SCENES {
+        let calls = scene.calls();
+        for (at, call) in calls.iter().enumerate() {
+            for errno in PLAIN {
+                // Whether one call fails or all from then on; one error stands for all there.
+                let times = if errno == Errno::EIO {
+                    &[1, usize::MAX][..]
+                } else {
+                    &[1]
+                };
+                for &times in times {
+                    let plan = Plan {
+                        at,
+                        times,
+                        failure: Failure::Error(errno),
+                        ..NO_FAULT
+                    };
+                    points += 1;
+                    match scene.suffer(plan) {
+                        Err(error) => assert_eq!(
+                            error.errno(),
+                            Some(errno),
+                            "{}: {call} failed with {errno}, the caller heard: {error}",
+                            scene.name,
+                        ),
+                        // A look, or a removal of what is in the way of nobody, can be done
+                        // without. Nothing else can: errors at close count.
+                        Ok(()) => assert!(
+                            ["stat", "fstat", "lstat", "unlink", "rmdir"].contains(call),
+                            "{}: nobody heard that {call} failed with {errno}",
+                            scene.name,
+                        ),
+                    }
+                }
+            }
+            for errno in MEANINGFUL {
+                points += 1;
+                let plan = Plan {
+                    at,
+                    times: 1,
+                    failure: Failure::Error(errno),
+                    ..NO_FAULT
+                };
+                if let Err(error) = scene.suffer(plan) {
+                    assert!(matches!(error, Error::Io { .. }), "{error}");
+                }
+            }
+        }
+    }
+    println!("{points} faults of stagings");
+}
+
+#[test]
+fn an_interrupted_call_goes_on() {
+    let _alone = alone();
+    for scene in SCENES {
+        for at in 0..scene.calls().len() {
+            for times in [1, 3] {
+                let plan = Plan {
+                    at,
+                    times,
+                    failure: Failure::Error(Errno::EINTR),
+                    ..NO_FAULT
+                };
+                scene.suffer(plan).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn p4_short_writes_are_completed() {
+    let _alone = alone();
+    for scene in SCENES {
+        for write_limit in [1, 7, 1000, 4096, INLINE_LIMIT - 1] {
+            // Byte by byte takes long.
+            if write_limit == 1 && scene.size != SMALL {
+                continue;
+            }
+            let plan = Plan {
+                write_limit,
+                ..NO_FAULT
+            };
+            scene.suffer(plan).unwrap();
+        }
+    }
+}
+
+/// A process that ends at a chosen call: the scene, the call and the place are told to it.
+#[test]
+#[ignore = "run in a process of its own by another test"]
+fn child_that_crashes() {
+    // It leaves enough behind without its core.
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).unwrap();
+    let variable = |name| std::env::var(name).unwrap();
+    let dir = PathBuf::from(variable("CODEX_FILES_TEST_DIR"));
+    let scene = SCENES
+        .into_iter()
+        .find(|scene| scene.name == variable("CODEX_FILES_TEST_SCENE"))
+        .unwrap();
+    let lab = Lab::in_dir(&dir);
+    scene.set(&lab);
+    let plan = Plan {
+        at: variable("CODEX_FILES_TEST_CALL").parse().unwrap(),
+        times: 1,
+        failure: Failure::Crash,
+        ..NO_FAULT
+    };
+    let _ = fault::run(plan, || scene.play_again(&lab));
+    std::process::abort();
+}
+
+#[test]
+fn p4_a_crash_at_whichever_call_leaves_nothing_in_part_and_the_next_start_nothing_at_all() {
+    let _alone = alone();
+    let mut crashes = 0;
+    for scene in SCENES {
+        let calls = scene.calls();
+        // One more call than there are: a crash after all of them.
+        for at in 0..=calls.len() {
+            let mut lab = Lab::new();
+            let status = child(
+                "child_that_crashes",
+                &[
+                    ("CODEX_FILES_TEST_DIR", lab.root.as_os_str()),
+                    ("CODEX_FILES_TEST_SCENE", OsStr::new(scene.name)),
+                    ("CODEX_FILES_TEST_CALL", OsStr::new(&at.to_string())),
+                ],
+            )
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+            assert!(status.signal().is_some(), "it has crashed: {status}");
+            crashes += 1;
+
+            lab.assert_areas_whole(Scratch::Allowed);
+            let destination = scene.destination(&lab);
+            if destination.exists() {
+                assert_eq!(fs::read(&destination).unwrap(), scene.content());
+            }
+            lab.purge();
+            let left = tree(&lab.staging_path());
+            assert!(left.is_empty(), "{} at {at}: left: {left:?}", scene.name);
+            let parent = destination.parent().unwrap();
+            let left = tree(parent);
+            assert!(left.is_empty(), "{} at {at}: left: {left:?}", scene.name);
+            // A directory is on record from the call after that which makes it.
+            let recorded = calls.get(at) != Some(&"symlink");
+            assert!(!(parent.exists() && recorded), "{} at {at}", scene.name);
+            // And nothing stands in the way of the next one.
+            staged(scene.play_again(&lab));
+            lab.assert_leaves_nothing();
+        }
+    }
+    println!("{crashes} crashes");
+}
+
+// ---- removing ------------------------------------------------------------------------------
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Removing {
+    Cleanup,
+    Reset,
+    Stop,
+}
+
+/// Two attachments of each kind, all of them expired.
+fn stage_some(lab: &mut Lab) {
+    lab.retention = EXPIRED;
+    for number in 0..2_u8 {
+        let source = lab.source("source", &[number; 10]);
+        staged(lab.stage_file(&source));
+        let destination = lab.root.join(format!("elsewhere {number}/file"));
+        staged(lab.stage(&[number], &source, &destination));
+    }
+}
+
+/// The paths of what was reported as failed, each with its error.
+fn remove(lab: &Lab, removing: Removing) -> Vec<(PathBuf, Error)> {
+    match removing {
+        Removing::Cleanup => {
+            let failed = lab.cleanup().failed.into_iter();
+            failed
+                .map(|(attachment, error)| (attachment.file.path.to_path_buf(), error))
+                .collect()
+        }
+        Removing::Reset => lab.reset(),
+        Removing::Stop => stop(&lab.registry),
+    }
+}
+
+#[test]
+fn p7_whichever_call_of_a_removal_fails_it_is_reported_and_tried_again() {
+    let _alone = alone();
+    let mut points = 0;
+    for removing in [Removing::Cleanup, Removing::Reset, Removing::Stop] {
+        let mut lab = Lab::new();
+        stage_some(&mut lab);
+        let (failed, calls) = fault::run(NO_FAULT, || remove(&lab, removing));
+        assert!(failed.is_empty());
+        drop(lab);
+        for (at, call) in calls.iter().enumerate() {
+            for errno in PLAIN.into_iter().chain(MEANINGFUL).chain([Errno::EINTR]) {
+                for times in [1, usize::MAX] {
+                    if errno == Errno::EINTR && times > 1 {
+                        continue; // it would go on for ever
+                    }
+                    points += 1;
+                    let plan = Plan {
+                        at,
+                        times,
+                        failure: Failure::Error(errno),
+                        ..NO_FAULT
+                    };
+                    fail_to_remove(removing, plan, call);
+                }
+            }
+        }
+    }
+    println!("{points} faults of removals");
+}
+
+fn fail_to_remove(removing: Removing, plan: Plan, call: &str) {
+    let mut lab = Lab::new();
+    stage_some(&mut lab);
+    let all = lab.attachments().len();
+    let (failed, calls) = fault::run(plan, || remove(&lab, removing));
+    let about = || format!("{removing:?} under {plan:?} at {call}: {calls:?}, {failed:?}");
+    let listed = lab.attachments();
+    assert_eq!(
+        lab.registry.metrics().totals,
+        totals(&listed),
+        "{}",
+        about()
+    );
+    let Failure::Error(errno) = plan.failure else {
+        unreachable!("nobody crashes here");
+    };
+    // What is listed has been reported, and the other way round.
+    let reported: BTreeSet<_> = failed.iter().map(|(path, _)| path.clone()).collect();
+    for attachment in &listed {
+        assert!(reported.contains(&*attachment.file.path), "{}", about());
+    }
+    if PLAIN.contains(&errno) {
+        for (_, error) in &failed {
+            assert_eq!(error.errno(), Some(errno), "{}", about());
+        }
+        for attachment in all_paths(&lab) {
+            // Whole, or gone.
+            if attachment.exists() {
+                assert_eq!(fs::read(&attachment).unwrap().len(), 10);
+            }
+        }
+    }
+    if errno == Errno::EINTR {
+        assert!(failed.is_empty() && listed.is_empty(), "{}", about());
+    }
+    if removing == Removing::Cleanup && plan.times == 1 && PLAIN.contains(&errno) {
+        // The others are removed all the same; this one the next time, and counted then.
+        assert!(failed.len() <= 1, "{}", about());
+        let left = listed.len();
+        drop(listed);
+        let report = lab.cleanup();
+        assert!(report.failed.is_empty());
+        assert_eq!(report.cleaned.len(), left);
+        assert_eq!(lab.attachments().len(), 0);
+        assert!(left < all);
+        for number in 0..2 {
+            assert!(
+                !lab.root.join(format!("elsewhere {number}")).exists(),
+                "{}",
+                about()
+            );
+        }
+        drop(report);
+        lab.assert_leaves_nothing();
+    } else {
+        drop(listed);
+        if removing != Removing::Stop {
+            lab.stop();
+        }
+        // What is still there the next start takes away.
+        lab.crash();
+        lab.purge();
+        let files: Vec<_> = tree(&lab.staging_path()).into_keys().collect();
+        assert!(
+            files.is_empty() || MEANINGFUL.contains(&errno),
+            "{}: left behind: {files:?}",
+            about()
+        );
+    }
+}
+
+fn all_paths(lab: &Lab) -> Vec<PathBuf> {
+    tree(&lab.root)
+        .into_iter()
+        .filter(|(path, is_dir)| !is_dir && path.ends_with("file"))
+        .map(|(path, _)| path)
+        .collect()
+}
+
+#[test]
+fn p10_whichever_call_of_a_start_fails_the_next_one_removes_the_rest_and_nothing_of_others() {
+    let _alone = alone();
+    let set = || {
+        let mut lab = Lab::new();
+        stage_some(&mut lab);
+        let notes = lab.staging_path().join("notes");
+        fs::write(&notes, b"foreign").unwrap();
+        lab.crash();
+        // A neighbour that is alive, with files of its own.
+        let neighbour = Lab::in_dir(&lab.root);
+        staged(neighbour.stage_file(&neighbour.source("source", b"neighbour")));
+        (lab, neighbour, notes)
+    };
+    let (lab, neighbour, _) = set();
+    let (failed, calls) = fault::run(NO_FAULT, || lab.reset());
+    assert!(failed.is_empty());
+    drop((lab, neighbour));
+    let mut points = 0;
+    for at in 0..calls.len() {
+        for errno in PLAIN.into_iter().chain([Errno::EINTR]) {
+            for times in [1, usize::MAX] {
+                if errno == Errno::EINTR && times > 1 {
+                    continue; // it would go on for ever
+                }
+                points += 1;
+                let plan = Plan {
+                    at,
+                    times,
+                    failure: Failure::Error(errno),
+                    ..NO_FAULT
+                };
+                let (mut lab, mut neighbour, notes) = set();
+                // A reset does what a start does, and says what it could not do.
+                let (failed, calls) = fault::run(plan, || lab.reset());
+                let about = format!("{plan:?}: {calls:?}, {failed:?}");
+                let dead: Vec<_> = all_paths(&lab);
+                let all_gone = dead.is_empty();
+                let said = !failed.is_empty();
+                // A directory that may not be opened is a stranger's.
+                assert!(
+                    all_gone || said || errno == Errno::EACCES,
+                    "silence over {dead:?}: {about}"
+                );
+                if errno == Errno::EINTR {
+                    assert!(all_gone && !said, "{about}");
+                }
+                neighbour.assert_consistent();
+                assert_eq!(fs::read(&notes).unwrap(), b"foreign");
+                lab.purge();
+                neighbour.assert_consistent();
+                assert_eq!(lab.areas().len(), 1, "{about}: {:?}", tree(&lab.root));
+                assert!(all_paths(&lab).is_empty(), "{about}");
+                fs::remove_file(&notes).unwrap();
+                lab.stop();
+                neighbour.assert_leaves_nothing();
+            }
+        }
+    }
+    println!("{points} faults of purges");
+}
+
+// ---- the real thing ------------------------------------------------------------------------
+
+fn open_files() -> usize {
+    fs::read_dir("/dev/fd").unwrap().count()
+}
+
+/// The lowest limit is the number of the next descriptor, for as long as this lives.
+struct LowLimit(u64, u64);
+
+impl LowLimit {
+    fn leaving(free: usize) -> Self {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        // Numbers are given from the lowest on: the holes below count.
+        let mut held = Vec::new();
+        let mut next = || {
+            let file = fs::File::open("/").unwrap();
+            let number = file.as_raw_fd();
+            held.push(file);
+            number
+        };
+        let mut limit = next();
+        for _ in 0..free {
+            limit = next();
+        }
+        let limit = u64::try_from(limit).unwrap();
+        drop(held);
+        setrlimit(Resource::RLIMIT_NOFILE, limit, hard).unwrap();
+        Self(soft, hard)
+    }
+}
+
+impl Drop for LowLimit {
+    fn drop(&mut self) {
+        setrlimit(Resource::RLIMIT_NOFILE, self.0, self.1).unwrap();
+    }
+}
+
+#[test]
+fn with_too_few_descriptors_there_is_a_clear_error_and_nothing_is_left() {
+    let _alone = alone();
+    for scene in SCENES {
+        let mut failures = 0;
+        for free in 0..12 {
+            let mut lab = Lab::new();
+            scene.set(&lab);
+            let limit = LowLimit::leaving(free);
+            let outcome = scene.play_again(&lab);
+            drop(limit);
+            match &outcome {
+                Outcome::Failed(error) => {
+                    assert_eq!(error.errno(), Some(Errno::EMFILE), "{error}");
+                    failures += 1;
+                    scene.assert_tidy(&lab, scene.name);
+                }
+                Outcome::Staged { attachment, .. } => assert_whole(attachment),
+                Outcome::Retry => unreachable!("it was asked again"),
+            }
+            let succeeded = matches!(outcome, Outcome::Staged { .. });
+            drop(outcome);
+            staged(scene.play_again(&lab));
+            lab.assert_leaves_nothing();
+            if succeeded {
+                break;
+            }
+        }
+        assert!(
+            failures > 0 || scene.before == Before::Staged,
+            "{} needs descriptors",
+            scene.name
+        );
+    }
+}
+
+#[test]
+fn no_descriptor_is_lost_by_any_failure() {
+    let _alone = alone();
+    for scene in SCENES {
+        let calls = scene.calls().len();
+        eventually("the last registry is gone", || {
+            let before = open_files();
+            std::thread::yield_now();
+            open_files() == before
+        });
+        let before = open_files();
+        for at in 0..calls {
+            let plan = Plan {
+                at,
+                times: 1,
+                ..NO_FAULT
+            };
+            let _ = scene.suffer(plan);
+        }
+        eventually("every descriptor is closed", || open_files() <= before);
+    }
+}
+
+/// On a file system that is really full, where root runs the tests and may mount one; elsewhere
+/// the plans above stand for it.
+#[test]
+fn on_a_full_file_system_there_is_a_clear_error_and_nothing_is_left() {
+    let _alone = alone();
+    let outer = Lab::new();
+    let Some(_mount) = Mount::new("tmpfs", &outer.root.join("full"), "size=1m") else {
+        assert!(!is_root() || !may_mount(), "root can mount");
+        println!("not shown, since nobody may mount anything: a file system that is full");
+        return;
+    };
+    for size in [64 * 1024, LARGE] {
+        for room in [0, 4096, size / 2, size - 1] {
+            let mut lab = Lab::in_dir(&outer.root.join("full"));
+            let content = content(size, 1);
+            let source = outer.source("source", &content);
+            // The area is there already; then somebody else takes the rest, but for a little.
+            staged(lab.stage_file(&outer.source("first", b"first")));
+            let filler = lab.root.join("filler");
+            fill(&filler, room);
+            let error = failed(lab.stage_file(&source));
+            assert_eq!(error.errno(), Some(Errno::ENOSPC), "{error}");
+            let destination = lab.root.join("elsewhere/file");
+            let error = failed(lab.stage(b"key", &source, &destination));
+            assert_eq!(error.errno(), Some(Errno::ENOSPC), "{error}");
+            assert!(!destination.parent().unwrap().exists());
+            lab.assert_areas_whole(Scratch::Forbidden);
+            assert_eq!(lab.attachments().len(), 1);
+            lab.assert_consistent();
+            fs::remove_file(&filler).unwrap();
+            staged(lab.stage_file(&source));
+            staged(lab.stage(b"key", &source, &destination));
+            lab.assert_consistent();
+            lab.assert_leaves_nothing();
+        }
+    }
+}
+
+fn may_mount() -> bool {
+    // Bit 21 of the effective capabilities is that of the administrator.
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = u64::from_str_radix(effective.unwrap().trim(), 16).unwrap();
+    bits & (1 << 21) != 0
+}
+
+/// Fills a file system, but for less than `room` bytes and a page.
+fn fill(path: &Path, room: usize) {
+    let mut file = fs::File::create(path).unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
+    let size = file.metadata().unwrap().len();
+    file.set_len(size.saturating_sub(room as u64)).unwrap();
+}
+
+// ---- unchanged files -----------------------------------------------------------------------
+
+/// What a staging does to the disk says whether it has read the file.
+#[test]
+fn an_unchanged_file_is_recognised_without_being_opened() {
+    let _alone = alone();
+    for size in [SMALL, LARGE] {
+        let lab = Lab::new();
+        let source = lab.source("source", &content(size, 1));
+        copied(lab.stage_file(&source));
+        let mut calls = Vec::new();
+        // Only when its times are old enough to prove anything.
+        eventually("it is recognised", || {
+            let (outcome, made) = fault::run(NO_FAULT, || lab.stage_file(&source));
+            assert_eq!(known(outcome).file.checksum, key(&content(size, 1)));
+            calls = made;
+            !calls.contains(&"open")
+        });
+        assert_eq!(calls, ["stat", "lstat"]);
+        // A change shows at once.
+        fs::write(&source, content(size, 2)).unwrap();
+        assert_eq!(
+            copied(lab.stage_file(&source)).file.checksum,
+            key(&content(size, 2))
+        );
+    }
+}

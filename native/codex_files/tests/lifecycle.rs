@@ -1,0 +1,277 @@
+//! A registry from its start to its end: its cleanup thread, its owners (P11), and those who are
+//! waiting when it ends.
+
+#![cfg(not(feature = "shuttle"))]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use codex_files::error::Error;
+use codex_files::manifest::{Outcome, Waiter};
+use codex_files::registry::{Observer, Options, Registry};
+use codex_files::sweeper::{Command, Reply, Report};
+use common::*;
+
+#[derive(Clone, Default)]
+struct Heard {
+    cleanups: Arc<AtomicUsize>,
+    cleaned: Arc<AtomicUsize>,
+    ended: Arc<AtomicBool>,
+    panics: bool,
+}
+
+impl Observer for Heard {
+    fn cleaned(&self, report: Report) {
+        self.cleanups.fetch_add(1, Ordering::SeqCst);
+        self.cleaned
+            .fetch_add(report.cleaned.len(), Ordering::SeqCst);
+        assert!(!self.panics, "an observer that panics");
+    }
+
+    fn ended(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+    }
+}
+
+const LONG: Duration = Duration::from_secs(86_400);
+
+fn lab_with(cleanup_interval: Duration, orphan_grace: Duration, heard: &Heard) -> Lab {
+    let mut lab = Lab::new();
+    lab.registry = Registry::start(Options {
+        cleanup_interval,
+        orphan_grace,
+        recognise_unchanged: true,
+        observer: Box::new(heard.clone()),
+    });
+    lab
+}
+
+#[test]
+fn what_has_expired_is_cleaned_up_at_every_interval() {
+    let heard = Heard {
+        panics: true,
+        ..Heard::default()
+    };
+    let mut lab = lab_with(Duration::from_millis(5), LONG, &heard);
+    for round in 1..=3 {
+        lab.retention = EXPIRED;
+        staged(lab.stage_file(&lab.source("expires", b"expires")));
+        lab.retention = KEPT;
+        staged(lab.stage_file(&lab.source("stays", b"stays")));
+        // It goes on even if those who hear of it fail.
+        eventually("it is cleaned up", || {
+            heard.cleaned.load(Ordering::SeqCst) == round
+        });
+        assert_eq!(lab.attachments().len(), 1);
+    }
+    // From now on only once in a day.
+    lab.registry.command(Command::Interval(LONG));
+    cleanup(&lab.registry);
+    let before = heard.cleanups.load(Ordering::SeqCst);
+    lab.retention = EXPIRED;
+    staged(lab.stage_file(&lab.source("expires", b"expires")));
+    assert_eq!(cleanup(&lab.registry).cleaned.len(), 1);
+    assert_eq!(heard.cleanups.load(Ordering::SeqCst), before);
+}
+
+#[test]
+fn p11_an_abandoned_registry_lives_on_in_a_successor() {
+    let heard = Heard::default();
+    let mut lab = lab_with(LONG, LONG, &heard);
+    for number in 0..3_u8 {
+        lab.registry.abandon();
+        // Callers do not need its process.
+        staged(lab.stage_file(&lab.source("source", &[number])));
+        assert!(lab.registry.adopt());
+    }
+    assert_eq!(lab.attachments().len(), 3);
+    lab.assert_consistent();
+    assert!(!heard.ended.load(Ordering::SeqCst));
+    lab.assert_leaves_nothing();
+}
+
+#[test]
+fn p11_an_adopted_registry_does_not_end_when_its_grace_would_have() {
+    let heard = Heard::default();
+    let grace = Duration::from_millis(20);
+    let lab = lab_with(LONG, grace, &heard);
+    staged(lab.stage_file(&lab.source("source", b"content")));
+    lab.registry.abandon();
+    if lab.registry.adopt() {
+        let later = Instant::now() + 3 * grace;
+        eventually("the grace is over", || Instant::now() > later);
+        assert_eq!(cleanup(&lab.registry).cleaned.len(), 0);
+        assert!(!heard.ended.load(Ordering::SeqCst));
+        lab.assert_consistent();
+        assert_eq!(lab.attachments().len(), 1);
+    }
+}
+
+#[test]
+fn p11_an_abandoned_registry_without_a_successor_ends_and_leaves_nothing() {
+    let heard = Heard::default();
+    let lab = lab_with(LONG, Duration::from_millis(5), &heard);
+    staged(lab.stage_file(&lab.source("source", b"content")));
+    lab.registry.abandon();
+    eventually("it ends", || heard.ended.load(Ordering::SeqCst));
+    assert!(!lab.registry.adopt(), "it has ended for good");
+    assert!(lab.attachments().is_empty());
+    assert!(tree(&lab.staging_path()).is_empty());
+    let error = failed(lab.stage_file(&lab.source("source", b"content")));
+    assert!(matches!(error, Error::Stopped));
+}
+
+#[test]
+fn whoever_commands_a_registry_that_ends_is_answered() {
+    for _ in 0..50 {
+        let lab = Lab::new();
+        staged(lab.stage_file(&lab.source("source", b"content")));
+        let (sender, receiver) = mpsc::channel();
+        let answer = || {
+            let sender = sender.clone();
+            move |ok: bool| sender.send(ok).unwrap()
+        };
+        let command = |registry: &Registry| {
+            let (one, two) = (answer(), answer());
+            registry.command(Command::Cleanup(Reply::new(move |result| {
+                one(result.is_ok());
+            })));
+            registry.command(Command::Reset(
+                lab.staging_path(),
+                Reply::new(move |result| two(result.is_ok())),
+            ));
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..5 {
+                    command(&lab.registry);
+                }
+            });
+            let end = answer();
+            lab.registry
+                .end(Reply::new(move |result| end(result.is_ok())));
+            for _ in 0..5 {
+                command(&lab.registry);
+            }
+        });
+        drop(sender);
+        for _ in 0..21 {
+            receiver.recv_timeout(PATIENCE).expect("nobody hangs");
+        }
+        assert!(receiver.recv().is_err(), "nobody is answered twice");
+        // And after the end as well.
+        let (sender, receiver) = mpsc::channel();
+        lab.registry.end(Reply::new(move |result| {
+            sender.send(result.is_err()).unwrap();
+        }));
+        assert!(receiver.recv_timeout(PATIENCE).expect("nobody hangs"));
+    }
+}
+
+#[test]
+fn whoever_stages_with_a_registry_that_ends_is_answered_and_leaves_nothing() {
+    for round in 0..20 {
+        let lab = Lab::new();
+        let sources: Vec<_> = [SMALL, LARGE]
+            .into_iter()
+            .map(|size| lab.source(&format!("source {size}"), &content(size, 1)))
+            .collect();
+        let begun = AtomicUsize::new(0);
+        let failed = Done::default();
+        std::thread::scope(|scope| {
+            for number in 0..4 {
+                let (lab, sources, begun, failed) = (&lab, &sources, &begun, &failed);
+                scope.spawn(move || {
+                    while !failed.yet() {
+                        begun.fetch_add(1, Ordering::SeqCst);
+                        let outcome = if number % 2 == 0 {
+                            lab.stage_file(&sources[number / 2])
+                        } else {
+                            let key = [number as u8];
+                            let destination = lab.root.join(format!("elsewhere {number}/file"));
+                            lab.stage(&key, &sources[number / 2], &destination)
+                        };
+                        match outcome {
+                            Outcome::Staged { .. } => {}
+                            Outcome::Failed(Error::Stopped) => return,
+                            other => panic!("{other:?}"),
+                        }
+                    }
+                });
+            }
+            eventually("all are at it", || begun.load(Ordering::SeqCst) > 4 + round);
+            stop(&lab.registry);
+        });
+        assert!(lab.attachments().is_empty());
+        assert!(
+            tree(&lab.staging_path()).values().all(|is_dir| *is_dir),
+            "{:?}",
+            tree(&lab.staging_path())
+        );
+        lab.purge();
+        assert!(tree(&lab.staging_path()).is_empty());
+        for number in [1, 3] {
+            assert!(!lab.root.join(format!("elsewhere {number}")).exists());
+        }
+    }
+}
+
+/// A copier must never wait for what is queued behind it.
+#[test]
+fn p15_more_large_copies_than_copiers_come_to_an_end() {
+    let lab = Lab::new();
+    let (sender, receiver) = mpsc::channel();
+    let mut waiting = 0;
+    for number in 0..24_u64 {
+        // Each content several times, so that copiers meet at the manifest.
+        let name = format!("source {number}");
+        let source = lab.source(&name, &content(LARGE, number % 4));
+        let request = lab.file_request(&source, source.file_name().unwrap());
+        let make_waiter = || {
+            let sender = sender.clone();
+            Waiter::new(move |outcome| sender.send(outcome).unwrap())
+        };
+        match lab.registry.stage_file(&request, &make_waiter) {
+            None => waiting += 1,
+            Some(outcome) => drop(staged(outcome)),
+        }
+    }
+    // Small stagings and looks go on beside them.
+    staged(lab.stage_file(&lab.source("small", b"small")));
+    assert!(lab.registry.metrics().totals.expirable_count >= 1);
+    for _ in 0..waiting {
+        let outcome = receiver.recv_timeout(PATIENCE).expect("nobody hangs");
+        assert_whole(&staged(outcome));
+    }
+    assert_eq!(lab.attachments().len(), 5);
+    lab.assert_areas_whole(Scratch::Forbidden);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_cleanup_thread_ends_with_the_last_handle() {
+    let lab = Lab::new();
+    let registry = Arc::downgrade(&lab.registry);
+    drop(lab);
+    eventually("the registry goes", || registry.strong_count() == 0);
+    // Other tests of this process have cleanup threads of their own, which go as well.
+    eventually("no more threads than tests", || {
+        let registries: Vec<_> = (0..20).map(|_| start()).collect();
+        let with = threads();
+        drop(registries);
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while threads() + 15 > with && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        threads() + 15 <= with
+    });
+}
+
+#[cfg(target_os = "linux")]
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
