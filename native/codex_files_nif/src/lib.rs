@@ -1,0 +1,359 @@
+//! The NIF library of codex_files: decodes terms, makes one call into the core, encodes the result.
+//!
+//! Calls that touch the disk run on dirty I/O schedulers, those that only read the manifest on dirty
+//! CPU schedulers, so that neither holds up the other. Whatever takes longer than a small file is
+//! done by threads of the core, and answered by a message: `:wait` says that it will come.
+
+mod atoms;
+mod decode;
+mod encode;
+mod mailbox;
+mod registries;
+mod tickets;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use codex_files::disk;
+use codex_files::error::{Error, Failures, Result};
+use codex_files::manifest::{Admission, Origin, Outcome, Removal, Staging};
+use codex_files::registry::{FileModuleAdmission, Registry, StageRequest};
+use codex_files::staging_area::StagingDir;
+use codex_files::sweeper::{self, Command, Reply};
+use rustler::{Binary, Encoder, Env, Reference, ResourceArc, Term};
+
+use decode::{Decoded, StageOpts};
+use encode::Encoding;
+use mailbox::ReplyTo;
+use registries::Handle;
+use tickets::{RemovalTicket, StagingTicket};
+
+rustler::init!("Elixir.Codex.Files.Native", load = load);
+
+fn load(_env: Env<'_>, _info: Term<'_>) -> bool {
+    mailbox::start().is_ok()
+}
+
+/// Runs a NIF's body. A reason it gives up with, or a panic, becomes `{:error, reason}`.
+fn guarded<'a>(env: Env<'a>, body: impl FnOnce() -> Decoded<'a, Term<'a>>) -> Term<'a> {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(term)) => term,
+        Ok(Err(reason)) => encode::error(env, reason),
+        Err(panic) => encode::error(env, encode::reason(env, &Error::from_panic(&*panic))),
+    }
+}
+
+fn answer<'a>(env: Env<'a>, outcome: Option<Outcome>) -> Term<'a> {
+    match outcome {
+        Some(outcome) => encode::outcome(env, &outcome),
+        None => atoms::wait().encode(env),
+    }
+}
+
+/// `{handle, adopted?}`.
+#[rustler::nif(schedule = "DirtyIo")]
+fn open<'a>(
+    env: Env<'a>,
+    name: Binary<'a>,
+    cleanup_interval_ms: u64,
+    recognise_unchanged: bool,
+) -> Term<'a> {
+    guarded(env, || {
+        let interval = Duration::from_millis(cleanup_interval_ms);
+        let opened = registries::open(env, name.as_slice(), interval, recognise_unchanged);
+        Ok(opened.encode(env))
+    })
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn close<'a>(env: Env<'a>, handle: ResourceArc<Handle>, reference: Reference<'a>) -> Term<'a> {
+    guarded(env, || {
+        registries::close(&handle);
+        let to = ReplyTo::new(env, reference);
+        handle
+            .registry
+            .end(Reply::new(move |result| reply_removed(to, result)));
+        Ok(atoms::wait().encode(env))
+    })
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn purge<'a>(env: Env<'a>, handle: ResourceArc<Handle>, staging_dir: Term<'a>) -> Term<'a> {
+    guarded(env, || {
+        let staging_dir = decode::staging_dir(staging_dir)?;
+        handle.registry.command(Command::Purge(staging_dir));
+        Ok(atoms::ok().encode(env))
+    })
+}
+
+/// Not on a dirty scheduler: a look at the manifest, and at one file of this machine. Anything that
+/// could take longer is a `:miss`.
+#[rustler::nif]
+fn refresh<'a>(env: Env<'a>, handle: ResourceArc<Handle>, opts: Term<'a>) -> Term<'a> {
+    guarded(env, || {
+        let opts = StageOpts::decode(opts)?;
+        let refreshed = handle.registry.refresh(&opts.checksum, opts.retention);
+        Ok(match refreshed {
+            Some(attachment) => encode::outcome(
+                env,
+                &Outcome::Staged {
+                    attachment,
+                    origin: Origin::Known,
+                },
+            ),
+            None => atoms::miss().encode(env),
+        })
+    })
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn stage<'a>(
+    env: Env<'a>,
+    handle: ResourceArc<Handle>,
+    staging_dir: Term<'a>,
+    opts: Term<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    guarded(env, || {
+        let opts = StageOpts::decode(opts)?;
+        let request = opts.into_request(decode::staging_dir(staging_dir)?);
+        let waiter = || ReplyTo::waiter(env, reference);
+        Ok(answer(env, handle.registry.stage(&request, &waiter)))
+    })
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "a tuple or map would only be taken apart again"
+)]
+fn stage_file<'a>(
+    env: Env<'a>,
+    handle: ResourceArc<Handle>,
+    staging_dir: Term<'a>,
+    path: Term<'a>,
+    name: Term<'a>,
+    persist: Term<'a>,
+    ttl_ms: Term<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    guarded(env, || {
+        let staging_dir = decode::staging_dir(staging_dir)?;
+        let request = decode::file_request(staging_dir, path, name, persist, ttl_ms)?;
+        let waiter = || ReplyTo::waiter(env, reference);
+        Ok(answer(env, handle.registry.stage_file(&request, &waiter)))
+    })
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn list<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
+    guarded(env, || {
+        let listing = handle.registry.list();
+        let encoding = Encoding::new(env);
+        let mut list = Term::list_new_empty(env);
+        for attachment in listing.iter() {
+            list = list.list_prepend(encoding.attachment(attachment));
+        }
+        Ok(list)
+    })
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn metrics<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
+    guarded(env, || Ok(encode::metrics(env, &handle.registry.metrics())))
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn force_cleanup<'a>(
+    env: Env<'a>,
+    handle: ResourceArc<Handle>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    guarded(env, || {
+        let to = ReplyTo::new(env, reference);
+        let reply = move |result| {
+            to.reply(move |env| match result {
+                Ok(report) => (atoms::ok(), encode::report(env, &report)).encode(env),
+                Err(failed) => encode::error(env, encode::reason(env, &failed)),
+            });
+        };
+        handle.registry.command(Command::Cleanup(Reply::new(reply)));
+        Ok(atoms::wait().encode(env))
+    })
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn reset<'a>(
+    env: Env<'a>,
+    handle: ResourceArc<Handle>,
+    dir: Term<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    guarded(env, || {
+        let dir = decode::dir(dir)?;
+        let to = ReplyTo::new(env, reference);
+        let reply = move |result| reply_removed(to, result);
+        handle
+            .registry
+            .command(Command::Reset(dir, Reply::new(reply)));
+        Ok(atoms::wait().encode(env))
+    })
+}
+
+fn reply_removed(to: ReplyTo, result: Result<Failures>) {
+    to.reply(move |env| match result {
+        Ok(failures) => encode::removed(env, &failures),
+        Err(failed) => encode::error(env, encode::reason(env, &failed)),
+    });
+}
+
+// For registries with a file module: the disk work is done by Elixir processes.
+
+/// Touches no disk: whether the file of a known checksum is still there, `admit_known` finds out.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn admit<'a>(
+    env: Env<'a>,
+    handle: ResourceArc<Handle>,
+    opts: Term<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    guarded(env, || {
+        let opts = StageOpts::decode(opts)?;
+        let request = opts.into_request(StagingDir::unused());
+        let waiter = || ReplyTo::waiter(env, reference);
+        let manifest = handle.registry.manifest();
+        let admission = manifest
+            .admit(&request.checksum, request.retention, None, waiter)
+            .map_err(|failed| encode::reason(env, &failed))?;
+        Ok(match admission {
+            Admission::Lead(staging) => ticket_to_copy(env, staging, request),
+            Admission::Waiting => atoms::wait().encode(env),
+            Admission::Known(_) => atoms::known().encode(env),
+        })
+    })
+}
+
+fn ticket_to_copy(env: Env<'_>, staging: Staging, request: StageRequest) -> Term<'_> {
+    let ticket = ResourceArc::new(StagingTicket::new(staging, request));
+    (atoms::copy(), ticket).encode(env)
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn admit_known<'a>(
+    env: Env<'a>,
+    handle: ResourceArc<Handle>,
+    opts: Term<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    guarded(env, || {
+        let opts = StageOpts::decode(opts)?;
+        let request = opts.into_request(StagingDir::unused());
+        let waiter = || ReplyTo::waiter(env, reference);
+        Ok(match handle.registry.admit_file_module(&request, &waiter) {
+            FileModuleAdmission::Lead(staging) => ticket_to_copy(env, staging, request),
+            FileModuleAdmission::Done(outcome) => answer(env, outcome),
+        })
+    })
+}
+
+/// The ticket stays good, to tidy up under it.
+#[rustler::nif(schedule = "DirtyIo")]
+fn verify_staging<'a>(env: Env<'a>, ticket: ResourceArc<StagingTicket>) -> Term<'a> {
+    guarded(env, || {
+        ticket
+            .with_request(Registry::verify_file_module)
+            .unwrap_or(Err(Error::Stopped))
+            .map_err(|failed| encode::reason(env, &failed))?;
+        Ok(atoms::ok().encode(env))
+    })
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn commit_staging<'a>(env: Env<'a>, ticket: ResourceArc<StagingTicket>) -> Term<'a> {
+    guarded(env, || {
+        let outcome = match ticket.take() {
+            Some((staging, request)) => Registry::commit_file_module(staging, &request),
+            None => Outcome::Failed(Error::Stopped),
+        };
+        Ok(encode::outcome(env, &outcome))
+    })
+}
+
+/// `reason` is a term in the external format.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn fail_staging<'a>(
+    env: Env<'a>,
+    ticket: ResourceArc<StagingTicket>,
+    reason: Binary<'a>,
+) -> Term<'a> {
+    guarded(env, || {
+        if let Some((staging, _)) = ticket.take() {
+            staging.fail(Error::FileModule(reason.as_slice().into()));
+        }
+        Ok(atoms::ok().encode(env))
+    })
+}
+
+/// What `admit` wants to know of a file: `{:ok, {checksum, name, size}}`.
+#[rustler::nif(schedule = "DirtyIo")]
+fn describe<'a>(
+    env: Env<'a>,
+    path: Term<'a>,
+    name: Term<'a>,
+    persist: Term<'a>,
+    ttl_ms: Term<'a>,
+) -> Term<'a> {
+    guarded(env, || {
+        let staging_dir = StagingDir::unused();
+        let request = decode::file_request(staging_dir, path, name, persist, ttl_ms)?;
+        let (digest, size) =
+            disk::digest_of_file(&request.source).map_err(|failed| encode::reason(env, &failed))?;
+        let name = encode::binary(env, &request.name);
+        Ok((atoms::ok(), (disk::hex(&digest), name, size)).encode(env))
+    })
+}
+
+/// `[{ticket, attachment}]` of the expired attachments.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn claim_expired<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
+    guarded(env, || {
+        let removals = sweeper::claim_all_expired(handle.registry.manifest());
+        Ok(removal_tickets(env, removals))
+    })
+}
+
+/// `[{ticket, attachment}]` of all attachments.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn claim_all<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
+    guarded(env, || {
+        let removals = sweeper::claim_all(handle.registry.manifest());
+        Ok(removal_tickets(env, removals))
+    })
+}
+
+fn removal_tickets<'a>(env: Env<'a>, removals: Vec<Removal>) -> Term<'a> {
+    let encoding = Encoding::new(env);
+    removals
+        .into_iter()
+        .map(|removal| {
+            let attachment = encoding.attachment(removal.attachment());
+            (ResourceArc::new(RemovalTicket::new(removal)), attachment)
+        })
+        .collect::<Vec<_>>()
+        .encode(env)
+}
+
+/// `removed` says whether the file is gone.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn end_removal<'a>(env: Env<'a>, ticket: ResourceArc<RemovalTicket>, removed: bool) -> Term<'a> {
+    guarded(env, || {
+        if let Some(removal) = ticket.take() {
+            if removed {
+                removal.commit();
+            } else {
+                drop(removal);
+            }
+        }
+        Ok(atoms::ok().encode(env))
+    })
+}

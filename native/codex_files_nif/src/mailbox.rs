@@ -1,0 +1,90 @@
+//! Messages to processes, from any thread.
+
+use codex_files::manifest::Waiter;
+use crossbeam_channel::Sender;
+use once_cell::sync::OnceCell;
+use rustler::env::SavedTerm;
+use rustler::{Encoder, Env, LocalPid, OwnedEnv, Reference, Term, thread};
+
+use crate::encode;
+
+type Letter = Box<dyn FnOnce() + Send>;
+
+/// Letters that were written on a scheduler thread, where they cannot be sent from.
+static COURIER: OnceCell<Sender<Letter>> = OnceCell::new();
+
+/// Starts the thread that sends for the scheduler threads.
+pub(crate) fn start() -> std::io::Result<()> {
+    let start = || {
+        let (letters, inbox) = crossbeam_channel::unbounded::<Letter>();
+        std::thread::Builder::new()
+            .name("codex_courier".into())
+            .spawn(move || {
+                for letter in inbox {
+                    letter();
+                }
+            })?;
+        Ok(letters)
+    };
+    COURIER.get_or_try_init(start).map(|_| ())
+}
+
+/// Sends what `message` makes. A process that is gone gets nothing.
+fn send(
+    to: LocalPid,
+    mut env: OwnedEnv,
+    message: impl for<'a> FnOnce(Env<'a>) -> Term<'a> + Send + 'static,
+) {
+    let letter = move || {
+        let _ = env.send_and_clear(&to, message);
+    };
+    if thread::is_scheduler_thread() {
+        let courier = COURIER
+            .get()
+            .expect("it is started when the library is loaded");
+        // The thread lives as long as the process.
+        let _ = courier.send(Box::new(letter));
+    } else {
+        letter();
+    }
+}
+
+/// Sends what `message` makes.
+pub(crate) fn tell(
+    to: LocalPid,
+    message: impl for<'a> FnOnce(Env<'a>) -> Term<'a> + Send + 'static,
+) {
+    send(to, OwnedEnv::new(), message);
+}
+
+/// A caller and the reference by which it knows its answer.
+pub(crate) struct ReplyTo {
+    pid: LocalPid,
+    env: OwnedEnv,
+    reference: SavedTerm,
+}
+
+impl ReplyTo {
+    pub(crate) fn new(env: Env<'_>, reference: Reference<'_>) -> Self {
+        let own = OwnedEnv::new();
+        let reference = own.save(reference);
+        Self {
+            pid: env.pid(),
+            env: own,
+            reference,
+        }
+    }
+
+    /// Sends `{reference, what result makes}`.
+    pub(crate) fn reply(self, result: impl for<'a> FnOnce(Env<'a>) -> Term<'a> + Send + 'static) {
+        let reference = self.reference;
+        send(self.pid, self.env, move |env| {
+            (reference.load(env), result(env)).encode(env)
+        });
+    }
+
+    pub(crate) fn waiter(env: Env<'_>, reference: Reference<'_>) -> Waiter {
+        let to = Self::new(env, reference);
+        Waiter::new(move |outcome| to.reply(move |env| encode::outcome(env, &outcome)))
+    }
+}
