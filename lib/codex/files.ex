@@ -1,0 +1,278 @@
+defmodule Codex.Files do
+  @moduledoc """
+  Stages file attachments for the Codex agent.
+
+  A staged file is a private copy, kept under the SHA-256 checksum of its content. Staging the same
+  content again costs next to nothing: it renews the time to live of the copy that is there. A copy
+  is removed when its time to live ends, or by `reset!/0`.
+
+  None of these functions exits or raises because of a file or the registry: they return
+  `{:error, reason}`, and `format_error/1` says what that means.
+
+  ## Configuration
+
+  In the application environment of `:codex_sdk`:
+
+    * `:staging_dir` - where the copies are kept, by default `codex_files` in `System.tmp_dir!/0`
+    * `:attachment_ttl_ms` - the default time to live in milliseconds, or `:infinity`; 86_400_000 (a
+      day) by default
+    * `:attachment_cleanup_interval_ms` - the time between two cleanups, 60_000 (a minute) by default
+    * `:attachment_recognise_unchanged` - `false` to read every file again, instead of recognising
+      those whose device, inode, size and times have not changed since they were staged
+
+  The first two are read at each use, the others when the registry starts.
+
+  ## Examples
+
+      iex> path = Path.join(System.tmp_dir!(), "files_example.txt")
+      iex> File.write!(path, "some notes")
+      iex> {:ok, attachment} = Codex.Files.stage(path, name: "notes.txt")
+      iex> attachment.name
+      "notes.txt"
+      iex> attachment in Codex.Files.list_staged()
+      true
+      iex> Codex.Files.stage("no-such-file")
+      {:error, :enoent}
+
+  """
+
+  alias Codex.Files.{Attachment, Config, Native, Registry}
+
+  @doc """
+  Returns the directory below which files are staged.
+
+  Each registry has a directory of its own in it. If the directory is not configured and belongs to
+  another user, the one that is used has the user id appended to its name: the `path` of an
+  attachment says where it is.
+
+  ## Examples
+
+      iex> Codex.Files.staging_dir() |> Path.type()
+      :absolute
+
+  """
+  @spec staging_dir() :: Path.t()
+  def staging_dir, do: elem(Config.staging_dir(), 0)
+
+  @doc """
+  Stages the file at `path`.
+
+  ## Options
+
+    * `:name` - one path component, by default the last one of `path`
+    * `:persist` - `true` exempts it from expiry; its `ttl_ms` is then `:infinity`
+    * `:ttl_ms` - how many milliseconds to keep it, or `:infinity`. With 0 it expires at the next
+      cleanup. By default as configured
+
+  Other options are ignored.
+
+  ## Errors
+
+    * `:enoent`, `:eacces`, `:enospc` and the like - what the file system says; `:eisdir` for a
+      directory
+    * `{:unsupported_file_type, type}` - not a regular file but a `:fifo`, `:socket`, `:device` or
+      `:other`
+    * `{:invalid_name, name}`, `{:invalid_ttl, ttl_ms}`, `{:invalid_option, key, value}`
+    * `{:insecure_staging_dir, path, reason}` - the staging directory belongs to another user
+      (`:foreign_owner`), or is a symbolic link of another user's (`:foreign_link`)
+
+  ## Examples
+
+      iex> path = Path.join(System.tmp_dir!(), "stage_example.txt")
+      iex> File.write!(path, "hello")
+      iex> {:ok, attachment} = Codex.Files.stage(path, persist: true)
+      iex> {attachment.size, attachment.ttl_ms}
+      {5, :infinity}
+      iex> Codex.Files.stage(path, ttl_ms: -1)
+      {:error, {:invalid_ttl, -1}}
+
+  """
+  @spec stage(Path.t(), keyword()) :: {:ok, Attachment.t()} | {:error, term()}
+  def stage(path, opts \\ []) do
+    with :ok <- check_options(opts),
+         {:ok, bytes} <- path_bytes(path) do
+      with_registry(&Registry.stage_file(&1, bytes, opts), fn -> stage_by_call(bytes, opts) end)
+    end
+  end
+
+  @doc """
+  Lists the staged attachments, in no particular order; `[]` if the registry cannot be had.
+  """
+  @spec list_staged() :: [Attachment.t()]
+  def list_staged do
+    case list_staged_result() do
+      {:ok, attachments} -> attachments
+      {:error, _reason} -> []
+    end
+  end
+
+  @doc """
+  Lists the staged attachments, or tells why it cannot.
+
+  ## Examples
+
+      iex> {:ok, attachments} = Codex.Files.list_staged_result()
+      iex> is_list(attachments)
+      true
+
+  """
+  @spec list_staged_result() :: {:ok, [Attachment.t()]} | {:error, term()}
+  def list_staged_result do
+    with_registry(&{:ok, Native.list(&1)}, fn -> {:ok, Registry.list()} end)
+  end
+
+  @doc """
+  Removes the attachments that have expired now, instead of at the next cleanup.
+
+  An attachment whose file cannot be removed stays listed, and the result is
+  `{:error, {:cleanup_failed, [{path, reason}]}}`.
+
+  ## Examples
+
+      iex> path = Path.join(System.tmp_dir!(), "cleanup_example.txt")
+      iex> File.write!(path, "soon gone")
+      iex> {:ok, attachment} = Codex.Files.stage(path, ttl_ms: 0)
+      iex> Codex.Files.force_cleanup()
+      :ok
+      iex> File.exists?(attachment.path)
+      false
+
+  """
+  @spec force_cleanup() :: :ok | {:error, term()}
+  def force_cleanup, do: with_registry(fn _handle -> Registry.force_cleanup() end)
+
+  @doc false
+  @deprecated "Use force_cleanup/0 instead"
+  @spec cleanup!() :: :ok | {:error, term()}
+  def cleanup!, do: force_cleanup()
+
+  @doc """
+  Removes every attachment, whether it has expired or not. Returns errors, in spite of its name.
+
+  Files that this library did not write stay where they are. Fails as `force_cleanup/0` does.
+
+  ## Examples
+
+      iex> path = Path.join(System.tmp_dir!(), "reset_example.txt")
+      iex> File.write!(path, "kept for ever")
+      iex> {:ok, attachment} = Codex.Files.stage(path, persist: true)
+      iex> Codex.Files.reset!()
+      :ok
+      iex> File.exists?(attachment.path)
+      false
+
+  """
+  @spec reset!() :: :ok | {:error, term()}
+  def reset!, do: with_registry(fn _handle -> Registry.reset(staging_dir()) end)
+
+  @doc """
+  Counts the staged attachments, in constant time.
+
+    * `:total_count`, `:total_bytes` - all of them
+    * `:persistent_count`, `:persistent_bytes` - those staged with `persist: true`
+    * `:expirable_count`, `:expirable_bytes` - the others, even if their TTL is `:infinity`
+    * `:next_expiry_at` - when the next one expires, a UTC `DateTime`, or `nil`
+
+  ## Examples
+
+      iex> metrics = Codex.Files.metrics()
+      iex> metrics.total_count == metrics.persistent_count + metrics.expirable_count
+      true
+
+  """
+  @spec metrics() :: map() | {:error, term()}
+  def metrics, do: with_registry(&Native.metrics/1, fn -> Registry.metrics() end)
+
+  @doc """
+  Appends an attachment to the `:attachments` of thread options, or of any such struct.
+
+  An earlier one of the same id is replaced, moving to the end.
+
+  ## Examples
+
+      iex> path = Path.join(System.tmp_dir!(), "attach_example.txt")
+      iex> File.write!(path, "attached")
+      iex> {:ok, attachment} = Codex.Files.stage(path)
+      iex> options = Codex.Files.attach(%{attachments: []}, attachment)
+      iex> Codex.Files.attach(options, attachment) == %{attachments: [attachment]}
+      true
+
+  """
+  @spec attach(options, Attachment.t()) :: options when options: %{attachments: [Attachment.t()]}
+  def attach(%{attachments: attachments} = options, %Attachment{id: id} = attachment)
+      when is_list(attachments) do
+    others = Enum.reject(attachments, &match?(%Attachment{id: ^id}, &1))
+    %{options | attachments: others ++ [attachment]}
+  end
+
+  @doc """
+  Says in one English line what the reason of an error means.
+
+  ## Examples
+
+      iex> Codex.Files.format_error(:enoent)
+      "no such file or directory"
+      iex> Codex.Files.format_error({:invalid_name, "../x"})
+      "expected the name to be one path component of 1 to 255 bytes, got: \\"../x\\""
+
+  """
+  @spec format_error(term()) :: String.t()
+  defdelegate format_error(reason), to: Codex.Files.ErrorMessage, as: :format
+
+  defp check_options(opts) do
+    if Keyword.keyword?(opts), do: :ok, else: {:error, {:invalid_option, :opts, opts}}
+  end
+
+  defp path_bytes(path) do
+    case Registry.path_bytes(path) do
+      {:ok, bytes} -> {:ok, bytes}
+      :error -> {:error, {:invalid_option, :path, path}}
+    end
+  end
+
+  # A registry with a file module copies as it is told: the checksum has to be known before.
+  defp stage_by_call(path, opts) do
+    persist = Keyword.get(opts, :persist, false)
+    ttl_ms = Keyword.get_lazy(opts, :ttl_ms, &Config.ttl_ms/0)
+    name = Keyword.fetch(opts, :name)
+
+    with {:ok, {checksum, name, size}} <- Native.describe(path, name, persist, ttl_ms) do
+      Registry.stage(%{
+        checksum: checksum,
+        name: name,
+        persist: persist,
+        ttl_ms: if(persist, do: :infinity, else: ttl_ms),
+        size: size,
+        source_path: path,
+        destination_path: Path.join([staging_dir(), checksum, name])
+      })
+    end
+  end
+
+  defp with_registry(work), do: with_registry(work, fn -> work.(nil) end)
+
+  # `by_handle` if the registry does its own file operations, `by_call` if a file module does.
+  defp with_registry(by_handle, by_call) do
+    case Registry.handle() do
+      {:ok, handle} ->
+        by_handle.(handle)
+
+      :error ->
+        with {:ok, pid} <- Registry.ensure_started() do
+          # Its process knows, even when its table is another or not there yet.
+          case GenServer.call(pid, :handle, :infinity) do
+            {:ok, handle} -> by_handle.(handle)
+            :error -> by_call.()
+          end
+        end
+    end
+  rescue
+    error in UndefinedFunctionError ->
+      if error.module == Native,
+        do: {:error, :native_library_not_loaded},
+        else: reraise(error, __STACKTRACE__)
+  catch
+    :exit, {reason, {_module, _function, args}} when is_list(args) -> {:error, reason}
+    :exit, reason -> {:error, reason}
+  end
+end

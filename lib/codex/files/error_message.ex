@@ -1,0 +1,110 @@
+defmodule Codex.Files.ErrorMessage do
+  @moduledoc false
+  # The English of every reason, in one place.
+
+  # How many of the files that could not be removed are named.
+  @named_failures 3
+
+  @doc "One line, whatever the reason: those of a file module are the host's own."
+  @spec format(term()) :: String.t()
+  def format(reason) do
+    reason |> say() |> printable() |> String.split(["\r", "\n"], trim: true) |> Enum.join(" ")
+  end
+
+  defp say({:error, reason}), do: say(reason)
+
+  defp say({:missing_option, key}), do: "expected the option #{inspect(key)}, which is missing"
+
+  defp say({:invalid_option, key, value}),
+    do: "expected #{inspect(key)} to be #{expected(key)}, got: #{inspect(value)}"
+
+  defp say({:invalid_name, name}),
+    do: "expected the name to be one path component of 1 to 255 bytes, got: #{inspect(name)}"
+
+  defp say({:invalid_ttl, ttl_ms}),
+    do: "expected :ttl_ms to be #{expected(:ttl_ms)}, got: #{inspect(ttl_ms)}"
+
+  defp say({:checksum_mismatch, actual}) when is_binary(actual),
+    do: "expected the checksum to be the content's SHA-256 digest, which is #{printable(actual)}"
+
+  defp say({:unsupported_file_type, type}),
+    do: "expected a regular file, got a #{type_name(type)}"
+
+  defp say({:destination_is_source, path}),
+    do: "expected a destination other than the source file #{inspect(path)}"
+
+  defp say({:insecure_staging_dir, path, :foreign_owner}) do
+    "could not use the staging directory #{inspect(path)}: it belongs to another user; " <>
+      "remove it or configure another :staging_dir"
+  end
+
+  defp say({:insecure_staging_dir, path, :foreign_link}) do
+    "could not use the staging directory #{inspect(path)}: it is a symbolic link made by " <>
+      "another user; remove it or configure another :staging_dir"
+  end
+
+  # The length is that of a proper list.
+  defp say({:cleanup_failed, failures}) when length(failures) > 0 do
+    {named, others} = Enum.split(failures, @named_failures)
+    "could not remove #{Enum.map_join(named, ", ", &failure/1)}" <> others(length(others))
+  end
+
+  defp say({:native_panic, message}) when is_binary(message),
+    do: "native code failed unexpectedly, please report it: #{printable(message)}"
+
+  defp say({:manifest_table_taken, table}),
+    do: "could not create the ETS table #{inspect(table)}: the name is taken"
+
+  defp say({:unknown_request, request}),
+    do: "expected a request that the registry knows, got: #{inspect(request)}"
+
+  defp say(:noproc), do: "the registry is not running"
+  defp say(reason) when reason in [:stopped, :shutdown], do: "the registry has been stopped"
+  defp say(:killed), do: "the registry has been killed"
+
+  defp say(:native_library_not_loaded),
+    do: "the native library is not loaded; standard error says why"
+
+  defp say(:not_started), do: "the registry has been removed from its supervisor"
+
+  # What a supervisor says of a child that could not be started.
+  defp say({:shutdown, {:failed_to_start_child, _child, reason}}), do: say(reason)
+  defp say({reason, {:child, _, _, _, _, _, _, _, _}}), do: say(reason)
+
+  defp say({app, {{:shutdown, reason}, {_module, :start, _args}}}) when is_atom(app),
+    do: say({:shutdown, reason})
+
+  defp say(reason) when is_atom(reason) do
+    case :file.format_error(reason) do
+      ~c"unknown POSIX error" ++ _rest -> "unexpected error: #{inspect(reason)}"
+      message -> List.to_string(message)
+    end
+  end
+
+  defp say(exception) when is_exception(exception), do: Exception.message(exception)
+  defp say(reason), do: "unexpected error: #{inspect(reason)}"
+
+  defp failure({path, reason}) when is_binary(path), do: "#{printable(path)}: #{say(reason)}"
+  defp failure(failure), do: inspect(failure)
+
+  defp others(0), do: ""
+  defp others(1), do: " and one other"
+  defp others(count), do: " and #{count} others"
+
+  # Paths are bytes, and messages may be anything.
+  defp printable(text), do: if(String.valid?(text), do: text, else: inspect(text))
+
+  defp expected(:opts), do: "a keyword list for stage/2, a map for the registry"
+  defp expected(key) when key in [:persist], do: "a boolean"
+  defp expected(:ttl_ms), do: ":infinity or a number of milliseconds from 0 to 2^64 - 1"
+  defp expected(:size), do: "a number of bytes from 0 to 2^64 - 1"
+  defp expected(key) when key in [:checksum, :name], do: "a string"
+  defp expected(:manifest_table), do: "an atom"
+  defp expected(:file_module), do: "a module"
+  defp expected(_path), do: "a path without null bytes"
+
+  defp type_name(:fifo), do: "named pipe"
+  defp type_name(:socket), do: "socket"
+  defp type_name(:device), do: "device"
+  defp type_name(_other), do: "special file"
+end

@@ -1,0 +1,154 @@
+defmodule Codex.Files.Native do
+  @moduledoc false
+  # The functions of the native library. Those that return `:wait` answer later, with the message
+  # `{reference, result}`.
+
+  # Loaded when it is first called, not while the project is being compiled: the library is not
+  # there yet.
+  @compile {:autoload, false}
+  @on_load :load
+
+  alias Codex.Files.Attachment
+
+  @type handle :: reference()
+  @type ticket :: reference()
+  @type staging_dir :: {Path.t(), default? :: boolean()}
+  @type outcome ::
+          {:ok, Attachment.t(), cached? :: boolean()} | {:error, term()} | :retry
+  @type report :: {cleaned :: [Attachment.t()], failed :: [{Attachment.t(), reason :: term()}]}
+
+  @doc false
+  # The library can be loaded once in the life of a VM. Its handles are of use only to the functions
+  # of that first time, and rustler has no callback to hand them on.
+  def load do
+    case :persistent_term.get(__MODULE__, :never) do
+      :never -> load_library()
+      :loaded -> restart_needed(:erlang.module_loaded(__MODULE__))
+      :gone -> :restart_needed
+    end
+  end
+
+  defp load_library do
+    library = Application.app_dir(:codex_files, "priv/native/libcodex_files_nif")
+
+    case :erlang.load_nif(String.to_charlist(library), 0) do
+      :ok ->
+        :persistent_term.put(__MODULE__, :loaded)
+
+      {:error, {_reason, text}} ->
+        IO.puts(:stderr, """
+        codex_files: could not load #{library}.so: #{text}
+        Run "mix deps.compile codex_files --force" to build it again.\
+        """)
+
+        :not_loaded
+    end
+  end
+
+  # The code that is running stays in place.
+  defp restart_needed(true) do
+    IO.puts(:stderr, """
+    codex_files: its native library is in use and cannot be replaced in a running system; \
+    the loaded version goes on. Restart the Erlang VM to load the new one.\
+    """)
+
+    :restart_needed
+  end
+
+  # Mix deletes a module before it compiles it anew. From then on every call comes here: once is
+  # enough to say so.
+  defp restart_needed(false) do
+    :persistent_term.put(__MODULE__, :gone)
+
+    IO.puts(:stderr, """
+    codex_files: #{inspect(__MODULE__)} has been compiled anew, and its native library cannot be \
+    loaded a second time. Restart the Erlang VM: until then nothing can be staged.\
+    """)
+
+    :restart_needed
+  end
+
+  # A registry
+
+  @spec open(name :: binary(), cleanup_interval_ms :: non_neg_integer(), boolean()) ::
+          {handle(), adopted? :: boolean()}
+  def open(_name, _cleanup_interval_ms, _recognise_unchanged), do: not_loaded()
+
+  @spec close(handle(), reference()) :: :wait
+  def close(_handle, _reference), do: not_loaded()
+
+  @spec purge(handle(), staging_dir()) :: :ok | {:error, term()}
+  def purge(_handle, _staging_dir), do: not_loaded()
+
+  # Staging
+
+  @spec refresh(handle(), Codex.Files.Registry.stage_opts()) :: outcome() | :miss
+  def refresh(_handle, _opts), do: not_loaded()
+
+  @spec stage(handle(), staging_dir(), Codex.Files.Registry.stage_opts(), reference()) ::
+          outcome() | :wait
+  def stage(_handle, _staging_dir, _opts, _reference), do: not_loaded()
+
+  @spec stage_file(
+          handle(),
+          staging_dir(),
+          binary(),
+          {:ok, binary()} | :error,
+          boolean(),
+          :infinity | non_neg_integer(),
+          reference()
+        ) :: outcome() | :wait
+  def stage_file(_handle, _staging_dir, _path, _name, _persist, _ttl_ms, _reference),
+    do: not_loaded()
+
+  # Reading
+
+  @spec list(handle()) :: [Attachment.t()]
+  def list(_handle), do: not_loaded()
+
+  @spec metrics(handle()) :: map()
+  def metrics(_handle), do: not_loaded()
+
+  # Removing
+
+  @spec force_cleanup(handle(), reference()) :: :wait
+  def force_cleanup(_handle, _reference), do: not_loaded()
+
+  @spec reset(handle(), binary(), reference()) :: :wait | {:error, term()}
+  def reset(_handle, _dir, _reference), do: not_loaded()
+
+  # For registries with a file module
+
+  @spec describe(binary(), {:ok, binary()} | :error, boolean(), :infinity | non_neg_integer()) ::
+          {:ok, {checksum :: String.t(), name :: binary(), size :: non_neg_integer()}}
+          | {:error, term()}
+  def describe(_path, _name, _persist, _ttl_ms), do: not_loaded()
+
+  @spec admit(handle(), Codex.Files.Registry.stage_opts(), reference()) ::
+          {:copy, ticket()} | :wait | :known | {:error, term()}
+  def admit(_handle, _opts, _reference), do: not_loaded()
+
+  @spec admit_known(handle(), Codex.Files.Registry.stage_opts(), reference()) ::
+          {:copy, ticket()} | outcome() | :wait
+  def admit_known(_handle, _opts, _reference), do: not_loaded()
+
+  @spec verify_staging(ticket()) :: :ok | {:error, term()}
+  def verify_staging(_ticket), do: not_loaded()
+
+  @spec commit_staging(ticket()) :: outcome()
+  def commit_staging(_ticket), do: not_loaded()
+
+  @spec fail_staging(ticket(), reason :: binary()) :: :ok
+  def fail_staging(_ticket, _reason), do: not_loaded()
+
+  @spec claim_expired(handle()) :: [{ticket(), Attachment.t()}]
+  def claim_expired(_handle), do: not_loaded()
+
+  @spec claim_all(handle()) :: [{ticket(), Attachment.t()}]
+  def claim_all(_handle), do: not_loaded()
+
+  @spec end_removal(ticket(), removed :: boolean()) :: :ok
+  def end_removal(_ticket, _removed), do: not_loaded()
+
+  defp not_loaded, do: :erlang.nif_error(:nif_not_loaded)
+end

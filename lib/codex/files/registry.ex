@@ -1,0 +1,648 @@
+defmodule Codex.Files.Registry do
+  @moduledoc """
+  Owns the manifest of staged files, and removes the expired ones.
+
+  Most programs use `Codex.Files`, which starts the registry when it is needed.
+
+  The manifest lives in native code. Callers of this module's functions work on it in their own
+  process; the registry process only owns it. When that process is killed, its successor takes over
+  the manifest and the files. When it is stopped in order, by its supervisor for instance, they are
+  removed.
+
+  Every function also works as a `GenServer.call/3` to any registry, whatever its name, with
+  `{:stage, opts}`, `:list`, `:metrics`, `:force_cleanup` and `{:reset, dir}`. The registry process
+  answers other calls while file operations run. `stage/1`, `list/0`, `metrics/0`, `force_cleanup/0`
+  and `reset/1` exit as `GenServer.call/2` does if the registry is not running.
+
+  ## Options of `start_link/1`
+
+    * `:name` - defaults to `Codex.Files.Registry`
+    * `:manifest_table` - the name of the ETS table that the process creates, by default
+      `:codex_files_manifest`. If the name is taken, the start fails with
+      `{:manifest_table_taken, name}`
+    * `:file_module` - `File` by default. Any other module gets every file operation of this
+      registry, each in a process of its own, and needs `mkdir_p!/1`, `cp!/2` and `rm_rf/1` with the
+      results of `File`'s. The first of them, at the start, is to remove the whole staging directory;
+      what permissions a copy has, and whether it appears whole, is up to the module
+
+  ## Errors
+
+  Malformed options give `{:error, {:missing_option, key}}` or
+  `{:error, {:invalid_option, key, value}}`, and change nothing. See `Codex.Files.format_error/1`.
+  """
+
+  use GenServer
+
+  alias Codex.Files.{Attachment, Config, FileModule, Native, Telemetry}
+
+  @table :codex_files_manifest
+
+  # How long an orderly stop waits for the removal of the files: less than a supervisor waits for
+  # its child. What takes longer goes on without the process.
+  @stop_timeout_ms 4_000
+
+  # Registries with a file module are swept by Elixir processes, never by the native thread.
+  @never_ms 0xFFFF_FFFF_FFFF_FFFF
+
+  @typedoc "What `stage/1` takes."
+  @type stage_opts() :: %{
+          checksum: String.t(),
+          name: String.t(),
+          persist: boolean(),
+          ttl_ms: :infinity | pos_integer(),
+          size: non_neg_integer(),
+          source_path: Path.t(),
+          destination_path: Path.t()
+        }
+  @typedoc "A caller that waits for a staging. Declared for the sake of specs that name it."
+  @type stage_request() :: {GenServer.from(), stage_opts(), DateTime.t()}
+  @typedoc "A file operation that is due. Declared for the sake of specs that name it."
+  @type work_item() ::
+          {:stage, String.t(), stage_opts()}
+          | {:force_cleanup, GenServer.from(), DateTime.t()}
+          | {:cleanup_tick, DateTime.t()}
+          | {:reset, GenServer.from(), Path.t()}
+          | :cleanup_orphaned_staging
+
+  @doc """
+  Starts a registry linked to the calling process. See the module documentation for the options.
+
+  ## Examples
+
+      iex> {:ok, registry} =
+      ...>   Codex.Files.Registry.start_link(name: MyRegistry, manifest_table: :my_manifest)
+      iex> GenServer.call(registry, :list)
+      []
+      iex> GenServer.stop(registry)
+      :ok
+
+  """
+  @spec start_link(keyword()) :: GenServer.on_start()
+  def start_link(opts) do
+    GenServer.start_link(__MODULE__, opts, name: Keyword.get(opts, :name, __MODULE__))
+  end
+
+  @doc """
+  Makes sure that the registry runs, and returns its pid.
+
+  If the application `:codex_sdk` is there it is started, and the registry is its
+  `Codex.Supervisor`'s child: one that is down is restarted there, one that has been deleted gives
+  `{:error, :not_started}`. Otherwise the registry runs under this library's own supervisor.
+
+  ## Examples
+
+      iex> {:ok, registry} = Codex.Files.Registry.ensure_started()
+      iex> Process.whereis(Codex.Files.Registry) == registry
+      true
+
+  """
+  @spec ensure_started() :: {:ok, pid()} | {:error, term()}
+  def ensure_started do
+    case Process.whereis(__MODULE__) do
+      nil -> start_supervised(Application.load(:codex_sdk))
+      pid -> {:ok, pid}
+    end
+  end
+
+  @doc """
+  Stages a file under a checksum and at a destination of the caller's choice.
+
+  A new checksum: `:source_path` is copied to `:destination_path`, whose parents are made, and
+  listed with the given name, size and TTL. A known checksum: nothing is copied; its insertion time
+  becomes now, and its TTL the new one, unless either is `:infinity`. A checksum in the form of a
+  SHA-256 digest must be the content's, or the result is
+  `{:error, {:checksum_mismatch, actual}}`.
+
+  ## Examples
+
+      iex> {:ok, _registry} = Codex.Files.Registry.ensure_started()
+      iex> source = Path.join(System.tmp_dir!(), "registry_example.txt")
+      iex> File.write!(source, "hello")
+      iex> opts = %{
+      ...>   checksum: "a key of my own",
+      ...>   name: "example.txt",
+      ...>   persist: false,
+      ...>   ttl_ms: 60_000,
+      ...>   size: 5,
+      ...>   source_path: source,
+      ...>   destination_path: source <> ".staged"
+      ...> }
+      iex> {:ok, attachment} = Codex.Files.Registry.stage(opts)
+      iex> File.read!(attachment.path)
+      "hello"
+      iex> Codex.Files.Registry.stage(Map.delete(opts, :size))
+      {:error, {:missing_option, :size}}
+      iex> Codex.Files.Registry.stage(%{opts | checksum: String.duplicate("0", 64)})
+      {:error,
+       {:checksum_mismatch, "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"}}
+
+  """
+  @spec stage(stage_opts()) :: {:ok, Attachment.t()} | {:error, term()}
+  def stage(opts) do
+    case handle() do
+      {:ok, handle} -> exit_if_stopped(stage(handle, opts))
+      :error -> GenServer.call(__MODULE__, {:stage, opts}, :infinity)
+    end
+  end
+
+  @doc """
+  Lists the attachments, in no particular order; those being removed right now are among them.
+
+  ## Examples
+
+      iex> {:ok, _registry} = Codex.Files.Registry.ensure_started()
+      iex> Codex.Files.Registry.list()
+      []
+
+  """
+  @spec list() :: [Attachment.t()]
+  def list do
+    case handle() do
+      {:ok, handle} -> Native.list(handle)
+      :error -> GenServer.call(__MODULE__, :list, :infinity)
+    end
+  end
+
+  @doc """
+  Counts the attachments and their bytes, in constant time. See `Codex.Files.metrics/0`.
+  """
+  @spec metrics() :: map()
+  def metrics do
+    case handle() do
+      {:ok, handle} -> Native.metrics(handle)
+      :error -> GenServer.call(__MODULE__, :metrics, :infinity)
+    end
+  end
+
+  @doc """
+  Removes the files and entries that have expired, however long it takes.
+
+  Those whose file could not be removed stay, are reported as
+  `{:error, {:cleanup_failed, [{path, reason}]}}`, and are tried again.
+  """
+  @spec force_cleanup() :: :ok | {:error, term()}
+  def force_cleanup do
+    case handle() do
+      {:ok, handle} -> exit_if_stopped(force_cleanup(handle))
+      :error -> GenServer.call(__MODULE__, :force_cleanup, :infinity)
+    end
+  end
+
+  @doc """
+  Removes every entry and its file, and what dead registries of this library left in `dir`.
+
+  What this library did not write stays. Fails as `force_cleanup/0` does.
+  """
+  @spec reset(Path.t()) :: :ok | {:error, term()}
+  def reset(dir) do
+    case handle() do
+      {:ok, handle} -> exit_if_stopped(reset(handle, dir))
+      :error -> GenServer.call(__MODULE__, {:reset, dir}, :infinity)
+    end
+  end
+
+  @doc false
+  # The native manifest of the default registry, if it runs and does its own file operations. Not
+  # through the process: a caller's work takes place in the caller.
+  @spec handle() :: {:ok, Native.handle()} | :error
+  def handle do
+    case :ets.lookup(@table, __MODULE__) do
+      [{_name, handle}] -> {:ok, handle}
+      [] -> :error
+    end
+  rescue
+    ArgumentError -> :error
+  end
+
+  @doc false
+  @spec stage_file(Native.handle(), binary(), keyword()) ::
+          {:ok, Attachment.t()} | {:error, term()}
+  def stage_file(handle, path, opts) do
+    name = Keyword.fetch(opts, :name)
+    persist = Keyword.get(opts, :persist, false)
+    ttl_ms = Keyword.get_lazy(opts, :ttl_ms, &Config.ttl_ms/0)
+    dir = Config.staging_dir()
+    finish(fn ref -> Native.stage_file(handle, dir, path, name, persist, ttl_ms, ref) end)
+  end
+
+  @doc false
+  # Chardata to the bytes that the file system is to see. Binaries are taken as they are, be they
+  # valid UTF-8 or not.
+  @spec path_bytes(term()) :: {:ok, binary()} | :error
+  def path_bytes(path) when is_binary(path) do
+    # The file system's names end there.
+    if :binary.match(path, <<0>>) == :nomatch, do: {:ok, path}, else: :error
+  end
+
+  def path_bytes(path) when is_list(path) do
+    case :unicode.characters_to_binary(path) do
+      bytes when is_binary(bytes) -> path_bytes(bytes)
+      _invalid_utf8 -> path |> IO.iodata_to_binary() |> path_bytes()
+    end
+  rescue
+    ArgumentError -> :error
+  end
+
+  def path_bytes(_path), do: :error
+
+  ## The work, in the process of the caller
+
+  defp stage(handle, opts) do
+    case Native.refresh(handle, opts) do
+      :miss ->
+        dir = Config.staging_dir()
+        finish(fn ref -> Native.stage(handle, dir, opts, ref) end)
+
+      {:error, {:invalid_option, key, path}} = error
+      when key in [:source_path, :destination_path] and is_list(path) ->
+        case path_bytes(path) do
+          {:ok, bytes} -> stage(handle, %{opts | key => bytes})
+          :error -> error
+        end
+
+      outcome ->
+        Telemetry.staged(outcome)
+    end
+  end
+
+  # Until there is an outcome: whoever this caller waited for may have given up.
+  defp finish(attempt) do
+    ref = make_ref()
+
+    case await(attempt.(ref), ref) do
+      :retry -> finish(attempt)
+      outcome -> Telemetry.staged(outcome)
+    end
+  end
+
+  defp await(:wait, ref) do
+    receive do
+      {^ref, result} -> result
+    end
+  end
+
+  defp await(result, _ref), do: result
+
+  defp force_cleanup(handle) do
+    ref = make_ref()
+
+    case await(Native.force_cleanup(handle, ref), ref) do
+      {:ok, {_cleaned, failed} = report} ->
+        Telemetry.cleaned(report)
+        cleanup_result(for {attachment, reason} <- failed, do: {attachment.path, reason})
+
+      {:error, _reason} = error ->
+        error
+    end
+  end
+
+  defp reset(handle, dir) do
+    case path_bytes(dir) do
+      {:ok, bytes} ->
+        ref = make_ref()
+        await(Native.reset(handle, bytes, ref), ref)
+
+      :error ->
+        {:error, {:invalid_option, :dir, dir}}
+    end
+  end
+
+  defp cleanup_result([]), do: :ok
+  defp cleanup_result(failed), do: {:error, {:cleanup_failed, failed}}
+
+  # The registry was stopped in the middle: exits as a call to it would have done. Its workers give
+  # the error to their callers instead.
+  defp exit_if_stopped({:error, :stopped}), do: exit({:stopped, {__MODULE__, :handle, []}})
+  defp exit_if_stopped(result), do: result
+
+  ## Starting
+
+  defp start_supervised({:error, {:already_loaded, _app}}), do: start_supervised(:ok)
+
+  defp start_supervised(:ok) do
+    with {:ok, _started} <- Application.ensure_all_started(:codex_sdk) do
+      ensure_child(Codex.Supervisor, 1_000)
+    end
+  end
+
+  # There is no SDK.
+  defp start_supervised({:error, _reason}) do
+    with {:ok, _started} <- Application.ensure_all_started(:codex_files) do
+      case Supervisor.start_child(Codex.Files.Supervisor, {__MODULE__, []}) do
+        {:ok, pid} -> {:ok, pid}
+        {:error, {:already_started, pid}} -> {:ok, pid}
+        {:error, :already_present} -> ensure_child(Codex.Files.Supervisor, 1_000)
+        # The supervisor adds the child to the reason.
+        {:error, {reason, child}} when elem(child, 0) == :child -> {:error, reason}
+        {:error, reason} -> {:error, reason}
+      end
+    end
+  catch
+    :exit, {reason, {GenServer, :call, _args}} -> {:error, reason}
+  end
+
+  defp ensure_child(supervisor, attempts) do
+    children = Supervisor.which_children(supervisor)
+
+    case List.keyfind(children, __MODULE__, 0) do
+      {_id, pid, _type, _modules} when is_pid(pid) ->
+        {:ok, pid}
+
+      {_id, :undefined, _type, _modules} ->
+        restart_child(supervisor, attempts)
+
+      # Its supervisor is at it: once it has tried, there is another state to see.
+      {_id, :restarting, _type, _modules} when attempts > 0 ->
+        Process.sleep(5)
+        ensure_child(supervisor, attempts - 1)
+
+      _deleted ->
+        {:error, :not_started}
+    end
+  catch
+    :exit, _reason -> {:error, :not_started}
+  end
+
+  defp restart_child(supervisor, attempts) do
+    case Supervisor.restart_child(supervisor, __MODULE__) do
+      {:ok, pid} ->
+        {:ok, pid}
+
+      {:ok, pid, _info} ->
+        {:ok, pid}
+
+      {:error, reason} when reason in [:running, :restarting] and attempts > 0 ->
+        ensure_child(supervisor, attempts - 1)
+
+      {:error, :not_found} ->
+        {:error, :not_started}
+
+      {:error, reason} ->
+        {:error, reason}
+    end
+  end
+
+  ## The process
+
+  @impl true
+  def init(opts) do
+    # So that `terminate/2` runs when the supervisor stops it.
+    Process.flag(:trap_exit, true)
+    name = Keyword.get(opts, :name, __MODULE__)
+    table = Keyword.get(opts, :manifest_table, @table)
+    file_module = Keyword.get(opts, :file_module, File)
+
+    with :ok <- check_file_module(file_module),
+         :ok <- check_native(),
+         :ok <- new_table(table) do
+      {:ok, open(name, table, file_module)}
+    else
+      {:error, reason} -> {:stop, reason}
+    end
+  end
+
+  defp check_file_module(module) when is_atom(module) and module != nil, do: :ok
+  defp check_file_module(module), do: {:error, {:invalid_option, :file_module, module}}
+
+  # It says itself what is wrong with it.
+  defp check_native do
+    case Code.ensure_loaded(Native) do
+      {:module, _module} -> :ok
+      {:error, _reason} -> {:error, :native_library_not_loaded}
+    end
+  end
+
+  defp new_table(table) when is_atom(table) do
+    _ = :ets.new(table, [:named_table, :protected, read_concurrency: true])
+    :ok
+  rescue
+    ArgumentError -> {:error, {:manifest_table_taken, table}}
+  end
+
+  defp new_table(table), do: {:error, {:invalid_option, :manifest_table, table}}
+
+  defp open(name, table, File) do
+    {handle, _adopted?} = open_native(name, Config.cleanup_interval_ms())
+    # What dead registries left. In the background, before anything else that the thread does.
+    _ = Native.purge(handle, Config.staging_dir())
+    :ets.insert(table, {name, handle})
+    %{handle: handle, file_module: nil, workers: %{}}
+  end
+
+  defp open(name, _table, file_module) do
+    {handle, adopted?} = open_native(name, @never_ms)
+
+    state = %{
+      handle: handle,
+      file_module: file_module,
+      workers: %{},
+      chores: :queue.new(),
+      waiting: %{}
+    }
+
+    schedule_cleanup()
+
+    # What a predecessor staged that was killed is listed still, and stays.
+    if adopted? do
+      state
+    else
+      {dir, _default?} = Config.staging_dir()
+      start_chore(state, :clear, nil, fn -> FileModule.clear(file_module, dir) end)
+    end
+  end
+
+  defp open_native(name, interval_ms) do
+    # Without a name there is no successor either.
+    name = if name == nil, do: make_ref(), else: name
+    Native.open(:erlang.term_to_binary(name), interval_ms, Config.recognise_unchanged?())
+  end
+
+  defp schedule_cleanup,
+    do: Process.send_after(self(), :cleanup_tick, Config.cleanup_interval_ms())
+
+  # Whatever may take long is done by a worker, which the caller waits for and this process does
+  # not.
+  @impl true
+  def handle_call(:metrics, _from, state), do: {:reply, Native.metrics(state.handle), state}
+
+  # For `Codex.Files`, which has the file operations of a file module done by call.
+  def handle_call(:handle, _from, %{file_module: nil, handle: handle} = state),
+    do: {:reply, {:ok, handle}, state}
+
+  def handle_call(:handle, _from, state), do: {:reply, :error, state}
+
+  def handle_call(:list, from, %{handle: handle} = state),
+    do: {:noreply, start_worker(state, :call, from, fn -> Native.list(handle) end)}
+
+  def handle_call({:stage, opts}, from, %{file_module: nil, handle: handle} = state),
+    do: {:noreply, start_worker(state, :call, from, fn -> stage(handle, opts) end)}
+
+  def handle_call(:force_cleanup, from, %{file_module: nil, handle: handle} = state),
+    do: {:noreply, start_worker(state, :call, from, fn -> force_cleanup(handle) end)}
+
+  def handle_call({:reset, dir}, from, %{file_module: nil, handle: handle} = state),
+    do: {:noreply, start_worker(state, :call, from, fn -> reset(handle, dir) end)}
+
+  def handle_call({:stage, opts}, from, state),
+    do: {:noreply, start_chore(state, :stage, from, FileModule.normalise(opts))}
+
+  def handle_call(:force_cleanup, from, %{file_module: module, handle: handle} = state) do
+    work = fn -> cleanup_result(FileModule.cleanup(module, handle)) end
+    {:noreply, start_chore(state, :remove, from, work)}
+  end
+
+  def handle_call({:reset, dir}, from, %{file_module: module, handle: handle} = state) do
+    case path_bytes(dir) do
+      {:ok, _bytes} ->
+        work = fn -> cleanup_result(FileModule.reset(module, handle)) end
+        {:noreply, start_chore(state, :remove, from, work)}
+
+      :error ->
+        {:reply, {:error, {:invalid_option, :dir, dir}}, state}
+    end
+  end
+
+  def handle_call(request, _from, state),
+    do: {:reply, {:error, {:unknown_request, request}}, state}
+
+  @impl true
+  def handle_cast(_request, state), do: {:noreply, state}
+
+  @impl true
+  def handle_info({:DOWN, monitor, :process, _pid, reason}, state) do
+    {worker, workers} = Map.pop(state.workers, monitor)
+    state = %{state | workers: workers}
+
+    case worker do
+      nil -> {:noreply, state}
+      {_kind, from, ticket} -> {:noreply, worker_ended(state, from, ticket, reason)}
+    end
+  end
+
+  # The native cleanup thread tells what it has done.
+  def handle_info({:codex_files, :cleaned, report}, state) do
+    Telemetry.cleaned(report)
+    {:noreply, state}
+  end
+
+  def handle_info(:cleanup_tick, %{file_module: module, handle: handle} = state)
+      when module != nil do
+    schedule_cleanup()
+    {:noreply, start_chore(state, :remove, nil, fn -> FileModule.cleanup(module, handle) end)}
+  end
+
+  def handle_info({ref, outcome}, %{waiting: waiting} = state) when is_map_key(waiting, ref) do
+    {{from, opts}, waiting} = Map.pop(waiting, ref)
+    {:noreply, admitted(outcome, %{state | waiting: waiting}, from, opts, ref)}
+  end
+
+  def handle_info(_message, state), do: {:noreply, state}
+
+  @impl true
+  def terminate(reason, state) do
+    if orderly?(reason), do: stop(state)
+    :ok
+  end
+
+  # Anything else leaves the manifest to the successor.
+  defp orderly?(:normal), do: true
+  defp orderly?(:shutdown), do: true
+  defp orderly?({:shutdown, _detail}), do: true
+  defp orderly?(_reason), do: false
+
+  defp stop(%{file_module: nil, handle: handle}) do
+    ref = make_ref()
+    :wait = Native.close(handle, ref)
+
+    receive do
+      {^ref, _result} -> :ok
+    after
+      @stop_timeout_ms -> :ok
+    end
+  end
+
+  defp stop(%{file_module: module, handle: handle}) do
+    {_pid, monitor} = spawn_monitor(fn -> FileModule.reset(module, handle) end)
+
+    receive do
+      {:DOWN, ^monitor, :process, _pid, _reason} -> :ok
+    after
+      @stop_timeout_ms -> :ok
+    end
+
+    Native.close(handle, make_ref())
+  end
+
+  ## Workers
+
+  # The worker answers itself; if it dies before, this process answers for it.
+  defp start_worker(state, kind, from, work, ticket \\ nil) do
+    {_pid, monitor} =
+      spawn_monitor(fn ->
+        result = FileModule.caught(work)
+        from && GenServer.reply(from, result)
+      end)
+
+    put_in(state.workers[monitor], {kind, from, ticket})
+  end
+
+  defp worker_ended(state, _from, _ticket, :normal), do: start_waiting_chores(state)
+
+  defp worker_ended(state, from, ticket, reason) do
+    # This process has seen the ticket: it would be given back only when its memory is collected.
+    if ticket, do: FileModule.give_up(ticket, reason)
+    if from, do: GenServer.reply(from, {:error, reason})
+    start_waiting_chores(state)
+  end
+
+  # With a file module: nothing else until the staging directory has been cleared, and one removal
+  # at a time, so that a cleanup is not over before another one has removed what had expired.
+  defp start_chore(state, kind, from, work) do
+    start_waiting_chores(%{state | chores: :queue.in({kind, from, work}, state.chores)})
+  end
+
+  defp start_waiting_chores(%{file_module: nil} = state), do: state
+
+  defp start_waiting_chores(%{chores: chores} = state) do
+    {waiting, state} =
+      Enum.reduce(:queue.to_list(chores), {[], state}, fn {kind, from, work} = chore,
+                                                          {waiting, state} ->
+        cond do
+          not startable?(kind, state) -> {[chore | waiting], state}
+          kind == :stage -> {waiting, admit(state, from, work)}
+          true -> {waiting, start_worker(state, kind, from, work)}
+        end
+      end)
+
+    %{state | chores: :queue.from_list(Enum.reverse(waiting))}
+  end
+
+  # Admission is this process's, so that stagings of one key wait, and are answered, in the order of
+  # their arrival. It touches no disk.
+  defp admit(%{handle: handle} = state, from, opts) do
+    ref = make_ref()
+    handle |> Native.admit(opts, ref) |> admitted(state, from, opts, ref)
+  end
+
+  defp admitted({:copy, ticket}, %{file_module: module} = state, from, opts, _ref) do
+    work = fn -> FileModule.copy(module, ticket, opts) end
+    start_worker(state, :stage, from, work, ticket)
+  end
+
+  defp admitted(:known, %{file_module: module, handle: handle} = state, from, opts, _ref),
+    do: start_worker(state, :stage, from, fn -> FileModule.stage_known(module, handle, opts) end)
+
+  defp admitted(:wait, state, from, opts, ref), do: put_in(state.waiting[ref], {from, opts})
+
+  defp admitted(:retry, state, from, opts, _ref), do: admit(state, from, opts)
+
+  defp admitted(outcome, state, from, _opts, _ref) do
+    GenServer.reply(from, Telemetry.staged(outcome))
+    state
+  end
+
+  defp startable?(kind, state) do
+    running = for {_monitor, {kind, _from, _ticket}} <- state.workers, uniq: true, do: kind
+    :clear not in running and not (kind == :remove and :remove in running)
+  end
+end

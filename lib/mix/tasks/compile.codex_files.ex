@@ -1,0 +1,344 @@
+defmodule Mix.Tasks.Compile.CodexFiles do
+  @shortdoc "Builds the native library of codex_files"
+
+  @moduledoc """
+  Builds the native library of `codex_files` with cargo.
+
+  It is a compiler of the library's own project: where `codex_files` is a dependency it runs with
+  the others when the dependency is compiled, and the host's `mix.exs` has nothing to say about it.
+
+      $ mix compile
+      ==> codex_files
+      Compiling 8 files (.ex)
+      Generated codex_files app
+         Compiling codex_files v0.1.0
+         Compiling codex_files_nif v0.1.0
+          Finished `release` profile [optimized] target(s) in 41.20s
+
+  Cargo runs every time and its fingerprints decide what there is to do. When that is nothing, it is
+  silent and the compiler returns `:noop`. Everything is built below the build path, with the release
+  profile when the application is compiled in the `:prod` environment, as dependencies are by
+  default; the source folder is only read. What counts in the end is one file in the build path,
+  `priv/native/libcodex_files_nif.so`: a release carries this file and nothing else of the build.
+  `mix clean` removes it, and what cargo has built.
+
+  ## Environment variables
+
+    * `CODEX_FILES_NIF` - the absolute path of a prebuilt library, to be installed instead of
+      building one. Neither Rust nor a C compiler is needed then.
+    * `CARGO` - the cargo to run, a name or an absolute path. Defaults to `cargo`.
+    * `CARGO_BUILD_TARGET` - the target to build for, such as `aarch64-unknown-linux-gnu`. Defaults
+      to the machine that builds.
+
+  Whatever else cargo knows, such as `RUSTFLAGS`, reaches it unchanged, with two exceptions. A target
+  directory is not taken from elsewhere, and panics unwind whatever the host's cargo configuration
+  says: one that aborts would take the VM down.
+
+  ## Errors
+
+  Cargo's messages are printed as they come, and those of a failed build are returned as diagnostics
+  too. A cargo that is missing or too old is one message with the remedy, and so is a prebuilt
+  library that cannot be read:
+
+      $ CODEX_FILES_NIF=/no/such/library mix compile
+      could not install the native library of codex_files from /no/such/library: no such file or directory
+
+  ## A running VM
+
+  The library is replaced by rename, so a VM that has loaded the former one is not harmed: it keeps
+  it until it ends. To load the new one it has to be restarted, which a recompilation under IEx says.
+  """
+
+  use Mix.Task.Compiler
+
+  alias Mix.Task.Compiler.Diagnostic
+
+  @package "codex_files_nif"
+  @library "libcodex_files_nif.so"
+
+  @impl true
+  def run(_args) do
+    with {:ok, library, diagnostics} <- library(),
+         {:ok, status} <- install(library) do
+      {status, diagnostics}
+    else
+      {:error, message, diagnostics} ->
+        Mix.shell().error(message)
+        {:error, diagnostics}
+    end
+  end
+
+  @impl true
+  def manifests, do: [installed()]
+
+  @impl true
+  def clean do
+    _ = File.rm_rf!(target_dir())
+
+    # A link leads to the source folder, where nothing was made: see own_priv/0.
+    if match?({:error, _}, File.read_link(priv())), do: remove_priv()
+    :ok
+  end
+
+  defp remove_priv do
+    _ = File.rm(installed())
+    _ = File.rmdir(Path.dirname(installed()))
+    _ = File.rmdir(priv())
+    :ok
+  end
+
+  # The current directory is that of codex_files, whoever depends on it.
+  defp root, do: File.cwd!()
+  defp manifest, do: Path.join(root(), "Cargo.toml")
+
+  # Beside ebin and priv, which a release copies whole.
+  defp target_dir, do: Path.join(Mix.Project.app_path(), "cargo")
+  defp priv, do: Path.join(Mix.Project.app_path(), "priv")
+  defp installed, do: Path.join([priv(), "native", @library])
+
+  defp library do
+    case System.get_env("CODEX_FILES_NIF", "") do
+      "" -> build()
+      path -> prebuilt(path)
+    end
+  end
+
+  # A relative path would be relative to the dependency, not to where the command was typed.
+  defp prebuilt(path) do
+    if Path.type(path) == :absolute do
+      {:ok, path, []}
+    else
+      failure("expected CODEX_FILES_NIF to be an absolute path, got: #{path}")
+    end
+  end
+
+  ## Build
+
+  defp build do
+    with {:ok, cargo} <- find_cargo(),
+         :ok <- check_version(cargo) do
+      cargo |> run_cargo() |> built()
+    end
+  end
+
+  defp find_cargo do
+    name = System.get_env("CARGO", "cargo")
+
+    case System.find_executable(name) do
+      nil -> unfit("could not find #{name}")
+      path -> {:ok, path}
+    end
+  end
+
+  # Asked beforehand: what an old cargo says of a manifest it cannot read helps nobody.
+  defp check_version(cargo) do
+    required = required_version()
+    {output, _status} = System.cmd(cargo, ["--version"], stderr_to_stdout: true, cd: root())
+
+    case Regex.run(~r/^cargo (\d+\.\d+\.\d+)/m, output, capture: :all_but_first) do
+      nil ->
+        unfit("could not run #{cargo}: #{String.trim(output)}")
+
+      [version] ->
+        if Version.match?(version, ">= #{required}.0") do
+          :ok
+        else
+          unfit("expected #{cargo} to be version #{required} or newer, got: #{version}")
+        end
+    end
+  end
+
+  defp required_version do
+    [[_, version]] = Regex.scan(~r/^rust-version = "(\d+\.\d+)"$/m, File.read!(manifest()))
+    version
+  end
+
+  defp unfit(message) do
+    failure("""
+    #{message}
+
+    The native library of codex_files is built with Rust #{required_version()} or newer: install it \
+    as https://rustup.rs says, or set CARGO to the cargo to use. To do without Rust set \
+    CODEX_FILES_NIF to a prebuilt library.\
+    """)
+  end
+
+  defp run_cargo(cargo) do
+    args =
+      ~w(build --locked --package #{@package} --message-format json-render-diagnostics) ++
+        ["--manifest-path", manifest(), "--target-dir", target_dir()] ++
+        profile(Mix.env()) ++
+        if(IO.ANSI.enabled?(), do: ~w(--color always), else: [])
+
+    port =
+      Port.open({:spawn_executable, cargo}, [
+        :binary,
+        :exit_status,
+        :hide,
+        :stderr_to_stdout,
+        line: 4096,
+        args: args,
+        cd: root()
+      ])
+
+    stream(port, "", %{library: nil, messages: []})
+  end
+
+  # On the command line it outweighs the configuration of a host that has panics abort.
+  defp profile(:prod), do: ["--release", "--config", ~s(profile.release.panic="unwind")]
+  defp profile(_env), do: ["--config", ~s(profile.dev.panic="unwind")]
+
+  defp stream(port, line, output) do
+    receive do
+      {^port, {:data, {:noeol, part}}} -> stream(port, line <> part, output)
+      {^port, {:data, {:eol, part}}} -> stream(port, "", line(line <> part, output))
+      {^port, {:exit_status, status}} -> {status, output}
+    end
+  end
+
+  # Cargo says in JSON what it made, on standard output, and the rest in English, on standard error.
+  # It alone knows where the library is: the target may be set in a configuration file of the host.
+  defp line(~s({"reason":) <> _ = json, output) do
+    case Regex.run(~r/"((?:[^"\\]|\\.)*lib#{@package}\.(?:so|dylib))"/, json) do
+      nil -> output
+      [_, path] -> %{output | library: Regex.replace(~r/\\(.)/, path, "\\1")}
+    end
+  end
+
+  defp line(line, output) do
+    message = String.replace(line, ~r/\e\[[\d;]*m/, "")
+
+    cond do
+      # Nothing was built.
+      output.messages == [] and message =~ ~r/^\s*Finished / ->
+        output
+
+      # Worth knowing while it lasts, but neither is anything built.
+      message =~ ~r/^\s*Blocking waiting for file lock/ ->
+        Mix.shell().info(line)
+        output
+
+      true ->
+        Mix.shell().info(line)
+        %{output | messages: [message | output.messages]}
+    end
+  end
+
+  defp built({0, %{library: library} = output}) when is_binary(library) do
+    {:ok, library, output.messages |> Enum.reverse() |> diagnostics()}
+  end
+
+  defp built({status, output}) do
+    message =
+      "could not build the native library of codex_files: cargo exited with status #{status}"
+
+    case output.messages |> Enum.reverse() |> diagnostics() do
+      [] -> failure(message)
+      diagnostics -> {:error, message, diagnostics}
+    end
+  end
+
+  # `error[E0425]: cannot find value` and, in one of the next lines, `--> native/x/src/lib.rs:1:2`.
+  defp diagnostics(messages) do
+    {_pending, diagnostics} =
+      Enum.reduce(messages, {nil, []}, fn message, {pending, diagnostics} ->
+        case Regex.run(~r/^(?:(error|warning)(?:\[\w+\])?: (.+)|\s*--> (.+):(\d+):\d+)$/, message) do
+          [_, severity, text] ->
+            {{String.to_existing_atom(severity), text}, diagnostics}
+
+          [_, "", "", file, line] when pending != nil ->
+            {severity, text} = pending
+            diagnostic = diagnostic(severity, text, Path.expand(file), String.to_integer(line))
+            {nil, [diagnostic | diagnostics]}
+
+          _ ->
+            {pending, diagnostics}
+        end
+      end)
+
+    Enum.reverse(diagnostics)
+  end
+
+  ## Installation
+
+  defp install(library) do
+    with :ok <- own_priv(),
+         :ok <- File.mkdir_p(Path.dirname(installed())),
+         {:ok, status} <- replace(library, installed()) do
+      {:ok, status}
+    else
+      {:error, reason} ->
+        failure(
+          "could not install the native library of codex_files from #{library}: " <>
+            "#{:file.format_error(reason)}"
+        )
+    end
+  end
+
+  # Mix links priv to that of the source folder if there is one. A library that belongs to one build
+  # must not land there, where all the builds of all the hosts would share it.
+  defp own_priv do
+    with {:ok, link} <- File.read_link(priv()),
+         :ok <- File.rm(priv()),
+         {:ok, _} <- link |> Path.expand(Path.dirname(priv())) |> File.cp_r(priv()) do
+      :ok
+    else
+      {:error, reason, _path} -> {:error, reason}
+      # Not a link.
+      {:error, reason} when reason in [:einval, :enoent] -> :ok
+      error -> error
+    end
+  end
+
+  # By rename, because writing to a library that a VM has loaded crashes that VM.
+  defp replace(library, installed) do
+    temporary = Path.join(Mix.Project.app_path(), ".#{@library}.#{System.pid()}")
+
+    with false <- same?(library, installed),
+         {:ok, _size} <- File.copy(library, temporary),
+         :ok <- File.chmod(temporary, 0o755),
+         :ok <- File.rename(temporary, installed) do
+      changed()
+      {:ok, :ok}
+    else
+      true ->
+        {:ok, :noop}
+
+      {:error, reason} ->
+        _ = File.rm(temporary)
+        {:error, reason}
+    end
+  end
+
+  defp same?(a, b) do
+    with {:ok, %{size: size}} <- File.stat(a),
+         {:ok, %{size: ^size}} <- File.stat(b) do
+      File.read(a) == File.read(b)
+    else
+      _ -> false
+    end
+  end
+
+  defp changed do
+    if :erlang.module_loaded(Codex.Files.Native) do
+      Mix.shell().info(
+        "The native library of codex_files has changed: restart the VM to load it, " <>
+          "this one keeps the former"
+      )
+    end
+  end
+
+  ## Results
+
+  defp failure(message), do: {:error, message, [diagnostic(:error, message, manifest(), 0)]}
+
+  defp diagnostic(severity, message, file, line) do
+    %Diagnostic{
+      compiler_name: "codex_files",
+      file: file,
+      position: line,
+      severity: severity,
+      message: message
+    }
+  end
+end
