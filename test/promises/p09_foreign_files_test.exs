@@ -1,0 +1,191 @@
+defmodule Codex.Files.P09ForeignFilesTest do
+  @moduledoc """
+  P9: only what the library wrote is ever deleted; a foreign file in the staging directory survives
+  start and reset. `reset("/")` is harmless.
+  """
+
+  use Codex.Files.StagingCase, async: false
+
+  # As a registry's own directory is called.
+  @area "codex_files-0123456789abcdef"
+
+  setup %{folder: folder} do
+    %{source: write(folder, "source/notes.txt", "some notes")}
+  end
+
+  defp area(attachment), do: attachment.path |> Path.dirname() |> Path.dirname()
+
+  # What somebody else keeps in the staging directory.
+  defp foreign_files(staging_dir) do
+    for name <- [
+          "notes.txt",
+          "directory/notes.txt",
+          ".hidden",
+          ".staging",
+          ".staging-0",
+          ".elsewhere-0",
+          "#{sha256("some notes")}/notes.txt",
+          "codex_files-1",
+          "codex_files-0123456789ABCDEF/notes.txt",
+          "codex_files-0123456789abcdef0/notes.txt",
+          "#{@area}/notes.txt",
+          "#{@area}/directory/notes.txt",
+          "#{@area}/#{sha256("some notes")}/notes.txt",
+          "codex_files-fedcba9876543210"
+        ] do
+      write(staging_dir, name, "of somebody else")
+    end
+  end
+
+  defp assert_there(paths) do
+    for path <- paths, do: assert({path, File.read(path)} == {path, {:ok, "of somebody else"}})
+  end
+
+  # Everything that removes something.
+  defp removals(staging_dir) do
+    [
+      start: fn ->
+        stop_default_registry()
+        {:ok, _registry} = Registry.ensure_started()
+        # It clears in the background; it does this one after that.
+        Codex.Files.force_cleanup()
+      end,
+      restart: fn ->
+        kill_default_registry()
+        Codex.Files.force_cleanup()
+      end,
+      stop: &stop_default_registry/0,
+      force_cleanup: &Codex.Files.force_cleanup/0,
+      reset!: &Codex.Files.reset!/0,
+      reset: fn -> Registry.reset(staging_dir) end,
+      call: fn -> GenServer.call(Registry, {:reset, staging_dir}) end
+    ]
+  end
+
+  test "foreign files in the staging directory stay", %{source: source, staging_dir: staging_dir} do
+    foreign = foreign_files(staging_dir)
+
+    for {name, remove} <- removals(staging_dir) do
+      {:ok, attachment} = Codex.Files.stage(source, ttl_ms: 0)
+      assert {name, remove.()} == {name, :ok}
+      refute File.exists?(attachment.path)
+      assert_there(foreign)
+    end
+  end
+
+  test "foreign files beside a staged one stay", %{source: source, staging_dir: staging_dir} do
+    for {name, remove} <- removals(staging_dir) do
+      {:ok, attachment} = Codex.Files.stage(source, ttl_ms: 0)
+
+      foreign =
+        for dir <- [Path.dirname(attachment.path), area(attachment)],
+            file <- ["foreign", ".foreign", "directory/foreign"] do
+          write(dir, file, "of somebody else")
+        end
+
+      assert {name, remove.()} == {name, :ok}
+      refute File.exists?(attachment.path)
+      assert_there(foreign)
+    end
+  end
+
+  test "a foreign file that took the place of a staged one stays", context do
+    %{source: source, staging_dir: staging_dir} = context
+
+    for {name, remove} <- removals(staging_dir) do
+      {:ok, attachment} = Codex.Files.stage(source, ttl_ms: 0)
+      File.rm!(attachment.path)
+      File.write!(attachment.path, "of somebody else")
+      assert {name, remove.()} == {name, :ok}
+      assert_there([attachment.path])
+    end
+  end
+
+  test "a dead registry's files go, and foreign ones among them stay", context do
+    %{folder: folder, staging_dir: staging_dir} = context
+    dead = Path.join(staging_dir, @area)
+    checksum = sha256("some notes")
+
+    # As such a registry has left them: no one may write them.
+    own =
+      for name <- ["#{checksum}/notes.txt", ".staging-7", "#{sha256("other")}/.staging"] do
+        path = write(dead, name, "of a dead registry")
+        File.chmod!(path, 0o400)
+        path
+      end
+
+    foreign =
+      for name <- ["#{checksum}/mine", "directory/deeper/mine", "mine"],
+          do: write(dead, name, "of somebody else")
+
+    # And links to what is not in there.
+    outside = write(folder, "outside/mine", "of somebody else")
+    private = write(folder, "outside/private", "of somebody else")
+    File.chmod!(private, 0o400)
+    File.ln_s!(Path.dirname(outside), Path.join(dead, "link"))
+    File.ln_s!(private, Path.join(dead, "#{checksum}/link"))
+
+    {:ok, _registry} = Registry.ensure_started()
+    assert Codex.Files.force_cleanup() == :ok
+
+    refute Enum.any?(own, &File.exists?/1)
+    assert_there([outside, private | foreign])
+  end
+
+  test "a dead registry's record does not lead to a foreign file", context do
+    %{folder: folder, staging_dir: staging_dir} = context
+    victim = write(folder, "victim", "of somebody else")
+    File.chmod!(victim, 0o400)
+    dead = Path.join(staging_dir, @area)
+    File.mkdir_p!(dead)
+
+    # A link of that name says what was staged where; this one says nothing true.
+    for record <- [".elsewhere-0", ".elsewhere-1-0-0", ".elsewhere-x", ".elsewhere-2-zz-zz"],
+        do: File.ln_s!(victim, Path.join(dead, record))
+
+    {:ok, _registry} = Registry.ensure_started()
+    assert Codex.Files.force_cleanup() == :ok
+    assert_there([victim])
+  end
+
+  test "a directory that the caller has staged into stays if something else is in it", context do
+    {:ok, _registry} = Registry.ensure_started()
+
+    for remove <- [&Registry.force_cleanup/0, &Codex.Files.reset!/0] do
+      destination = Path.join(context.folder, "destination/copy")
+      opts = stage_opts(context.source, ttl_ms: 0, destination_path: destination)
+      {:ok, _attachment} = Registry.stage(opts)
+      foreign = write(Path.dirname(destination), "foreign", "of somebody else")
+
+      assert remove.() == :ok
+      refute File.exists?(destination)
+      assert_there([foreign])
+      File.rm_rf!(Path.dirname(destination))
+    end
+  end
+
+  test "reset of any directory is harmless to what is in it", context do
+    %{folder: folder, source: source} = context
+    {:ok, _registry} = Registry.ensure_started()
+    home = Path.join(folder, "home")
+    foreign = foreign_files(home)
+
+    for dir <- ["/", "/tmp", "/etc", home, folder, ".", "..", Path.join(home, "notes.txt")],
+        reset <- [&Registry.reset/1, &GenServer.call(start_registry(), {:reset, &1})] do
+      assert {dir, reset.(dir)} == {dir, :ok}
+      assert_there(foreign)
+      assert File.read!(source) == "some notes"
+      assert File.dir?("/etc")
+    end
+  end
+
+  test "the sources stay", %{folder: folder, staging_dir: staging_dir} do
+    # Even one that lies in the staging directory.
+    sources = for dir <- [folder, staging_dir], do: write(dir, "mine", "of somebody else")
+    for source <- sources, do: {:ok, _attachment} = Codex.Files.stage(source, ttl_ms: 0)
+    assert Codex.Files.force_cleanup() == :ok
+    assert Codex.Files.reset!() == :ok
+    stop_default_registry()
+    assert_there(sources)
+  end
+end

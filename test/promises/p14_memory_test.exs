@@ -1,0 +1,74 @@
+defmodule Codex.Files.P14MemoryTest do
+  @moduledoc """
+  P14: memory is constant: staging any size needs at most 16 MiB beyond the idle VM.
+  """
+
+  use Codex.Files.StagingCase, async: false
+
+  alias Codex.Files.ChildVM
+
+  @mib 1024 * 1024
+
+  setup %{folder: folder, staging_dir: staging_dir} do
+    vm = ChildVM.start(staging_dir)
+    # The library has been loaded, and a registry runs.
+    small = write(folder, "small", "some notes")
+    {:ok, _attachment} = ChildVM.eval(vm, quote(do: Codex.Files.stage(unquote(small))))
+    %{vm: vm, idle: peak(vm)}
+  end
+
+  # The most memory that the VM has had in use, in bytes.
+  defp peak(%ChildVM{os_pid: os_pid}) do
+    [kib] =
+      Regex.run(~r/^VmHWM:\s+(\d+) kB$/m, File.read!("/proc/#{os_pid}/status"),
+        capture: :all_but_first
+      )
+
+    String.to_integer(kib) * 1024
+  end
+
+  test "staging 256 MiB needs at most 16 MiB, new, known, and under a checksum", context do
+    %{vm: vm, idle: idle, folder: folder} = context
+    large = sparse_file(folder, "large", 256 * @mib)
+    checksum = "a6d72ac7690f53be6ae46ba88506bd97302a093f7108472bd9efc3cefda06484"
+
+    for _ <- 1..2 do
+      {:ok, attachment} = ChildVM.eval(vm, quote(do: Codex.Files.stage(unquote(large))))
+      assert attachment.size == 256 * @mib
+      assert attachment.checksum == checksum
+      assert peak(vm) - idle < 16 * @mib
+    end
+
+    opts =
+      Macro.escape(%{
+        checksum: String.upcase(checksum),
+        name: "name",
+        persist: false,
+        ttl_ms: 60_000,
+        size: 256 * @mib,
+        source_path: large,
+        destination_path: Path.join(folder, "copy")
+      })
+
+    {:ok, _attachment} = ChildVM.eval(vm, quote(do: Codex.Files.Registry.stage(unquote(opts))))
+    assert peak(vm) - idle < 16 * @mib
+  end
+
+  test "staging eight files of 32 MiB at once needs at most 16 MiB", context do
+    %{vm: vm, idle: idle, folder: folder} = context
+    sources = for n <- 1..8, do: sparse_file(folder, "large #{n}", 32 * @mib + n)
+
+    staged =
+      ChildVM.eval(
+        vm,
+        quote do
+          unquote(sources)
+          |> Enum.map(&Task.async(fn -> Codex.Files.stage(&1) end))
+          |> Task.await_many(:infinity)
+        end
+      )
+
+    assert length(for {:ok, _attachment} <- staged, do: :ok) == 8
+    assert peak(vm) - idle < 16 * @mib
+  end
+end

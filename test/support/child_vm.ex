@@ -1,0 +1,116 @@
+defmodule Codex.Files.ChildVM do
+  @moduledoc false
+  # Another VM with this library, for the tests of what happens when one dies or when there are two.
+  # It reads requests from its standard input, one a line, and ends when that is closed.
+
+  import ExUnit.Assertions
+
+  defstruct [:port, :os_pid]
+
+  @answer "answer: "
+
+  @doc """
+  Starts a VM that stages below `staging_dir`, with environment variables and a umask of its own. It
+  ends with the calling process.
+  """
+  def start(staging_dir, env \\ [], opts \\ []) do
+    umask = Keyword.get(opts, :umask, "022")
+
+    # The shells that start Elixir and Erlang replace themselves: the port's process is the VM.
+    port =
+      Port.open({:spawn_executable, System.find_executable("sh")}, [
+        :binary,
+        :exit_status,
+        :use_stdio,
+        args: ["-c", "umask #{umask}; exec elixir -pa \"$0\" -e \"$1\"", ebin(), code()],
+        env: for({name, value} <- env, do: {to_charlist(name), to_charlist(value)})
+      ])
+
+    {:os_pid, os_pid} = Port.info(port, :os_pid)
+    vm = %__MODULE__{port: port, os_pid: os_pid}
+    eval(vm, quote(do: Application.put_env(:codex_sdk, :staging_dir, unquote(staging_dir))))
+    vm
+  end
+
+  defp ebin, do: Application.app_dir(:codex_files, "ebin")
+  defp code, do: "#{inspect(__MODULE__)}.main()"
+
+  @doc "Evaluates quoted code in the VM and returns its value."
+  def eval(vm, quoted) do
+    request(vm, quoted)
+    answer(vm, "")
+  end
+
+  @doc "Gives the VM quoted code to evaluate, without waiting for its value."
+  def request(%__MODULE__{port: port}, quoted) do
+    Port.command(port, [encode(quoted), ?\n])
+  end
+
+  @doc "Kills the VM as the system does when it runs out of memory, and waits until it is gone."
+  def kill(%__MODULE__{port: port, os_pid: os_pid}) do
+    {_output, 0} = System.cmd("kill", ["-KILL", to_string(os_pid)])
+    assert_exit(port)
+  end
+
+  @doc "Stops the VM in order and waits until it is gone."
+  def stop(vm), do: 0 = run_to_end(vm, quote(do: System.stop()))
+
+  @doc "Evaluates quoted code that ends the VM, and returns the status that it ends with."
+  def run_to_end(%__MODULE__{port: port} = vm, quoted) do
+    request(vm, quoted)
+    assert_exit(port)
+  end
+
+  defp assert_exit(port) do
+    receive do
+      {^port, {:exit_status, status}} -> status
+    after
+      20_000 -> flunk("expected the VM to end")
+    end
+  end
+
+  defp answer(%__MODULE__{port: port} = vm, output) do
+    receive do
+      {^port, {:data, data}} ->
+        output = output <> data
+
+        case Regex.run(~r/^#{@answer}(.*)\n/m, output, capture: :all_but_first) do
+          [answer] -> value(decode(answer), output)
+          nil -> answer(vm, output)
+        end
+
+      {^port, {:exit_status, status}} ->
+        flunk("expected an answer, but the VM ended with status #{status}:\n#{output}")
+    after
+      60_000 -> flunk("expected an answer of the VM, got: #{output}")
+    end
+  end
+
+  defp value({:ok, value}, _output), do: value
+  defp value({:failed, message}, output), do: flunk("the VM failed: #{message}\n#{output}")
+
+  ## In the VM
+
+  @doc false
+  def main do
+    case IO.read(:stdio, :line) do
+      line when is_binary(line) ->
+        quoted = line |> String.trim() |> decode()
+        spawn(fn -> IO.puts(@answer <> encode(evaluate(quoted))) end)
+        main()
+
+      _end ->
+        System.halt(0)
+    end
+  end
+
+  defp evaluate(quoted) do
+    {value, _binding} = Code.eval_quoted(quoted)
+    {:ok, value}
+  rescue
+    error -> {:failed, Exception.format(:error, error, __STACKTRACE__)}
+  end
+
+  defp encode(term), do: term |> :erlang.term_to_binary() |> Base.encode64()
+  defp decode(text), do: text |> Base.decode64!() |> :erlang.binary_to_term()
+end
