@@ -1,0 +1,39 @@
+defmodule Comparator.Files do
+  @moduledoc false
+  # The same work in plain Elixir, as one would write it without the library: what the benchmark
+  # compares it with. It does what SPEC.md says of the original, no more: it hashes the source and
+  # then copies it, one file operation at a time, and leaves an expired file's directory behind.
+
+  alias Comparator.Registry
+
+  def staging_dir, do: Application.fetch_env!(:comparator, :staging_dir)
+
+  def stage(path, opts \\ []) do
+    with {:ok, %File.Stat{type: :regular, size: size}} <- File.stat(path),
+         {:ok, content} <- File.read(path) do
+      checksum = Base.encode16(:crypto.hash(:sha256, content), case: :lower)
+      name = Keyword.get(opts, :name, Path.basename(path))
+      persist = Keyword.get(opts, :persist, false)
+
+      Registry.stage(%{
+        checksum: checksum,
+        name: name,
+        persist: persist,
+        ttl_ms: if(persist, do: :infinity, else: Keyword.get(opts, :ttl_ms, 86_400_000)),
+        size: size,
+        source_path: path,
+        destination_path: Path.join([staging_dir(), checksum, name])
+      })
+    else
+      {:ok, %File.Stat{type: :directory}} -> {:error, :eisdir}
+      {:ok, %File.Stat{type: type}} -> {:error, {:unsupported_file_type, type}}
+      {:error, reason} -> {:error, reason}
+    end
+  end
+
+  defdelegate list_staged, to: Registry, as: :list
+  defdelegate metrics, to: Registry
+  defdelegate force_cleanup, to: Registry
+
+  def reset!, do: Registry.reset(staging_dir())
+end

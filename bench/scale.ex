@@ -1,0 +1,228 @@
+defmodule Bench.Scale do
+  @moduledoc false
+  # What entries cost when there are very many of them: in memory, and in time. A million real files
+  # take too long to stage, so the entries of the rows of a million have no files: they are made in
+  # the core (native/codex_files/examples/manifest_at_scale.rs), and in a registry of this VM as for
+  # a file module that keeps its files out of sight.
+
+  import Bench.Measure, only: [side: 2, calls: 4]
+
+  alias Bench.{Measure, Result, Row, Scene, Sources}
+  alias Codex.Files.Native
+
+  @names ~w(memory core list_all)
+
+  def names, do: @names
+
+  # Bytes an entry, its strings aside.
+  @memory_limit 400
+
+  # By how much an operation may cost more for an entry among very many than among few.
+  @linear 1.5
+
+  @operations [
+    {"insert", "manifest: insert", nil},
+    {"refresh", "manifest: refresh", nil},
+    {"metrics", "manifest: metrics", nil},
+    {"snapshot", "manifest: list, the snapshot", nil},
+    {"walk", "manifest: list, a walk over all", nil},
+    {"sweep of nothing", "manifest: sweep, nothing expired", nil},
+    {"sweep", "manifest: sweep of 1,000, an entry", 1_000}
+  ]
+
+  @doc "What the core says at each of the sizes."
+  def core(sizes, names, report) do
+    figures = core_figures(sizes)
+
+    if "memory" in names, do: Enum.each(sizes, &core_memory(figures, &1, report))
+
+    if "core" in names do
+      for {operation, title, _} <- @operations, entries <- sizes do
+        row = %Row{name: "core", title: title, entries: entries}
+        report.(%Result{row: row, values: %{codex_files: figures[{entries, operation}]}})
+      end
+    end
+  end
+
+  defp core_figures(sizes) do
+    args =
+      ~w(run --quiet --release --locked --package codex_files --example manifest_at_scale --) ++
+        Enum.map(sizes, &Integer.to_string/1)
+
+    {output, 0} = System.cmd(System.get_env("CARGO", "cargo"), args)
+
+    for line <- String.split(output, "\n", trim: true), into: %{} do
+      [entries, operation, _unit | values] = String.split(line, ",")
+      {{String.to_integer(entries), operation}, Enum.map(values, &elem(Float.parse(&1), 0))}
+    end
+  end
+
+  defp core_memory(figures, entries, report) do
+    [strings] = figures[{entries, "strings"}]
+    [allocated] = figures[{entries, "memory"}]
+    own = allocated - strings
+
+    bar =
+      {:measured, "at most #{@memory_limit} B and the strings",
+       "#{Result.number(own)} B and #{Result.number(strings)} B", own <= @memory_limit}
+
+    row = %Row{
+      name: "memory",
+      title: "memory of an entry, allocated by the core",
+      entries: entries,
+      bars: [bar]
+    }
+
+    report.(%Result{row: row, unit: :bytes, values: %{codex_files: [allocated]}})
+
+    row = %Row{
+      name: "memory",
+      title: "memory of an entry, resident set of the core",
+      entries: entries
+    }
+
+    report.(%Result{
+      row: row,
+      unit: :bytes,
+      values: %{codex_files: figures[{entries, "resident"}]}
+    })
+  end
+
+  @doc "Memory in this VM, with real files. The first thing to be measured: nothing is ever given back."
+  def memory(entries, report) do
+    # What is there once and for all.
+    Scene.fill(&Codex.Files.stage/1, 100)
+    Scene.fill(&Comparator.Files.stage/1, 100)
+    :ok = Codex.Files.reset!()
+    :ok = Comparator.Files.reset!()
+
+    values = %{
+      codex_files: [growth(&resident/0, &Codex.Files.stage/1, entries)],
+      elixir: [growth(fn -> :erlang.memory(:total) end, &Comparator.Files.stage/1, entries)]
+    }
+
+    row = %Row{
+      name: "memory",
+      title: "memory of an entry, growth of the VM",
+      entries: entries
+    }
+
+    report.(%Result{row: row, unit: :bytes, values: values})
+    :ok = Codex.Files.reset!()
+    :ok = Comparator.Files.reset!()
+  end
+
+  # For the library the resident set, since the VM does not know what native code allocates; for
+  # plain Elixir what the VM says, since its resident set has garbage in it.
+  defp growth(memory, stage, entries) do
+    before = collected(memory)
+    Scene.fill(stage, entries)
+    (collected(memory) - before) / entries
+  end
+
+  defp collected(memory) do
+    for pid <- Process.list(), do: :erlang.garbage_collect(pid)
+    memory.()
+  end
+
+  defp resident do
+    [_, kib] = Regex.run(~r/^VmRSS:\s+(\d+) kB$/m, File.read!("/proc/self/status"))
+    String.to_integer(kib) * 1024
+  end
+
+  @doc "`list`, `metrics` and a cleanup of nothing at each of the sizes, through the VM, no files."
+  def list_all(sizes, settings, report) do
+    results =
+      for entries <- sizes do
+        handle = registry(entries)
+        rows = list_rows(handle, entries)
+        results = for row <- rows, do: %Result{row: row, values: Measure.rounds(row, settings)}
+        close(handle)
+        results
+      end
+
+    [[%{row: %{entries: fewest}, values: %{codex_files: few}} | _] | _] = results
+    few = Result.median(few) / fewest
+
+    for [list | others] <- results do
+      %{row: row, values: %{codex_files: values}} = list
+      ratio = Result.median(values) / row.entries / few
+
+      bar =
+        {:measured, "linear: an entry at most #{@linear}x that of #{fewest}",
+         "#{Result.number(ratio)}x", ratio <= @linear}
+
+      Enum.each([%{list | row: %{row | bars: [bar]}} | others], report)
+    end
+  end
+
+  defp list_rows(handle, entries) do
+    [
+      %Row{
+        name: "list_all",
+        title: "list, entries without files",
+        entries: entries,
+        sides: [side(:codex_files, fn _, _ -> Native.list(handle) end)]
+      },
+      %Row{
+        name: "list_all",
+        title: "metrics, entries without files",
+        entries: entries,
+        sides: [side(:codex_files, fn _, _ -> Native.metrics(handle) end)],
+        bars: [{:at_most, 5_000}]
+      },
+      %Row{
+        name: "list_all",
+        title: "force_cleanup, nothing expired, entries without files",
+        entries: entries,
+        sides: [side(:codex_files, fn _, _ -> cleanup(handle) end)],
+        bars: [{:at_most, 50_000}]
+      }
+    ]
+  end
+
+  defp registry(entries) do
+    {handle, _adopted?} =
+      Native.open(:erlang.term_to_binary({__MODULE__, entries}), 3_600_000, false)
+
+    calls(
+      fn _, number ->
+        {:copy, ticket} = Native.admit(handle, entry(number), make_ref())
+        {:ok, _, _} = Native.commit_staging(ticket)
+      end,
+      nil,
+      2,
+      entries
+    )
+
+    handle
+  end
+
+  # A key that is not a digest, so that no file is read to verify it.
+  defp entry(number) do
+    key = "entry-" <> String.pad_leading(Integer.to_string(number), 58, "0")
+    name = "file-#{number}.bin"
+
+    %{
+      checksum: key,
+      name: name,
+      persist: false,
+      ttl_ms: 86_400_000,
+      size: Sources.size(),
+      source_path: "/nowhere/" <> name,
+      destination_path: "/nowhere/codex_files/codex_files-0123456789abcdef/#{key}/#{name}"
+    }
+  end
+
+  defp cleanup(handle) do
+    ref = make_ref()
+    :wait = Native.force_cleanup(handle, ref)
+    receive do: ({^ref, {:ok, {[], []}}} -> :ok)
+  end
+
+  defp close(handle) do
+    ref = make_ref()
+    :wait = Native.close(handle, ref)
+    receive do: ({^ref, _result} -> :ok)
+  end
+end
