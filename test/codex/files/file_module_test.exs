@@ -305,6 +305,9 @@ defmodule Codex.Files.FileModuleTest do
       PuppetFile.tell(:mkdir_p!, :block)
       for number <- 0..10, do: send_request(registry, {:stage, stage_opts(source)}, number)
       callback(:mkdir_p!)
+
+      # It answers this one after it has taken in all of those.
+      assert list(registry) == []
       PuppetFile.tell(:mkdir_p!, :run)
       stop_supervised!(Codex.TaskSupervisor)
       for number <- 0..10, do: assert_receive({^number, {:error, _reason}}, 5_000)
@@ -318,6 +321,9 @@ defmodule Codex.Files.FileModuleTest do
       send_request(registry, {:stage, opts}, 0)
       making = callback(:mkdir_p!)
       for number <- 1..10, do: send_request(registry, {:stage, opts}, number)
+
+      # It answers this one after it has taken in all of those.
+      assert list(registry) == []
 
       # The process that waits for the callback, on behalf of the first caller.
       [worker] =
