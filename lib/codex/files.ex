@@ -267,10 +267,12 @@ defmodule Codex.Files do
         end
     end
   rescue
-    error in UndefinedFunctionError ->
-      if error.module == Native,
-        do: {:error, :native_library_not_loaded},
-        else: reraise(error, __STACKTRACE__)
+    # Its module could not be loaded, or was compiled anew and goes without its library.
+    error in [UndefinedFunctionError, ErlangError] ->
+      if match?(%{module: Native}, error) or
+           match?(%{original: :native_library_not_loaded}, error),
+         do: {:error, :native_library_not_loaded},
+         else: reraise(error, __STACKTRACE__)
   catch
     :exit, {reason, {_module, _function, args}} when is_list(args) -> {:error, reason}
     :exit, reason -> {:error, reason}

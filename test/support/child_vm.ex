@@ -10,11 +10,15 @@ defmodule Codex.Files.ChildVM do
   @answer "answer: "
 
   @doc """
-  Starts a VM that stages below `staging_dir`, with environment variables and a umask of its own. It
-  ends with the calling process.
+  Starts a VM that stages below `staging_dir`, with environment variables of its own. It ends with
+  the calling process.
+
+  `:umask` is its umask, `:stderr` a file that takes its standard error.
   """
   def start(staging_dir, env \\ [], opts \\ []) do
     umask = Keyword.get(opts, :umask, "022")
+    stderr = Keyword.get(opts, :stderr, "/dev/stderr")
+    script = ~s(umask #{umask}; exec elixir -pa "$0" -e "$1" 2>>"$2")
 
     # The shells that start Elixir and Erlang replace themselves: the port's process is the VM.
     port =
@@ -22,7 +26,7 @@ defmodule Codex.Files.ChildVM do
         :binary,
         :exit_status,
         :use_stdio,
-        args: ["-c", "umask #{umask}; exec elixir -pa \"$0\" -e \"$1\"", ebin(), code()],
+        args: ["-c", script, ebin(), code(), stderr],
         env: for({name, value} <- env, do: {to_charlist(name), to_charlist(value)})
       ])
 

@@ -24,9 +24,13 @@ defmodule Codex.Files.Native do
     case :persistent_term.get(__MODULE__, :never) do
       :never -> load_library()
       :loaded -> restart_needed(:erlang.module_loaded(__MODULE__))
-      :gone -> :restart_needed
+      :gone -> :ok
     end
   end
+
+  @doc "Whether the functions below are the native library's."
+  @spec available?() :: boolean()
+  def available?, do: :persistent_term.get(__MODULE__, :never) == :loaded
 
   defp load_library do
     library = Application.app_dir(:codex_files, "priv/native/libcodex_files_nif")
@@ -55,8 +59,8 @@ defmodule Codex.Files.Native do
     :restart_needed
   end
 
-  # Mix deletes a module before it compiles it anew. From then on every call comes here: once is
-  # enough to say so.
+  # Mix deletes a module before it compiles it anew. This one is then loaded without the library, and
+  # its functions raise: were it not loaded, every call would have the VM try again.
   defp restart_needed(false) do
     :persistent_term.put(__MODULE__, :gone)
 
@@ -64,8 +68,6 @@ defmodule Codex.Files.Native do
     codex_files: #{inspect(__MODULE__)} has been compiled anew, and its native library cannot be \
     loaded a second time. Restart the Erlang VM: until then nothing can be staged.\
     """)
-
-    :restart_needed
   end
 
   # A registry
@@ -150,5 +152,5 @@ defmodule Codex.Files.Native do
   @spec end_removal(ticket(), removed :: boolean()) :: :ok
   def end_removal(_ticket, _removed), do: not_loaded()
 
-  defp not_loaded, do: :erlang.nif_error(:nif_not_loaded)
+  defp not_loaded, do: :erlang.nif_error(:native_library_not_loaded)
 end

@@ -406,10 +406,9 @@ defmodule Codex.Files.Registry do
 
   # It says itself what is wrong with it.
   defp check_native do
-    case Code.ensure_loaded(Native) do
-      {:module, _module} -> :ok
-      {:error, _reason} -> {:error, :native_library_not_loaded}
-    end
+    if Code.ensure_loaded?(Native) and Native.available?(),
+      do: :ok,
+      else: {:error, :native_library_not_loaded}
   end
 
   defp new_table(table) when is_atom(table) do
