@@ -30,6 +30,8 @@ defmodule Codex.Files.P12NoTimeLimitTest do
 
   @tag timeout: 180_000
   test "#{@files} files are reset, and cleaned up", %{folder: folder, staging_dir: staging_dir} do
+    # However long the stagings take, nothing but the calls below removes them.
+    configure(:attachment_cleanup_interval_ms, 86_400_000)
     stage_files(folder, persist: true)
     assert Codex.Files.reset!() == :ok
     assert Codex.Files.list_staged() == []

@@ -23,7 +23,6 @@ defmodule Codex.Files.ErrorMessageTest do
       {:eloop, "too many levels of symbolic links"},
       {:enametoolong, "file name too long"},
       {:eperm, "not owner"},
-      {:exdev, "cross-domain link"},
       {:ebusy, "file busy"},
       {:estale, "stale remote file handle"},
       # What the library says.

@@ -383,9 +383,8 @@ defmodule Codex.Files.RegistryTest do
               digest <> "0",
               String.replace_prefix(digest, binary_part(digest, 0, 1), "g")
             ]) do
-        opts =
-          stage_opts(context.source, checksum: key, destination_path: "#{context.folder}/#{index}")
-
+        destination = Path.join(context.folder, "#{index}")
+        opts = stage_opts(context.source, checksum: key, destination_path: destination)
         assert {:ok, %{checksum: ^key}} = stage(context.registry, opts)
       end
     end
