@@ -1,6 +1,8 @@
 defmodule Codex.FilesTest do
   use Codex.Files.StagingCase, async: false
 
+  @moduletag :capture_log
+
   import ExUnit.CaptureLog
 
   doctest Codex.Files
