@@ -181,7 +181,7 @@ defmodule Codex.Files do
 
   """
   @spec metrics() :: map() | {:error, term()}
-  def metrics, do: with_registry(&Native.metrics/1, fn -> Registry.metrics() end)
+  def metrics, do: with_registry(&Registry.metrics/1, fn -> Registry.metrics() end)
 
   @doc """
   Appends an attachment to the `:attachments` of thread options, or of any such struct.

@@ -192,6 +192,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
         stage_file: [handle, dir, source, {:ok, "name"}, false, 60_000, make_ref()],
         list: [handle],
         metrics: [handle],
+        try_metrics: [handle],
         force_cleanup: [handle, make_ref()],
         reset: [handle, staging_dir, make_ref()],
         describe: [source, :error, false, 60_000],

@@ -111,6 +111,10 @@ defmodule Codex.Files.Native do
   @spec metrics(handle()) :: map()
   def metrics(_handle), do: not_loaded()
 
+  # `:miss` if it would have to wait.
+  @spec try_metrics(handle()) :: map() | :miss
+  def try_metrics(_handle), do: not_loaded()
+
   # Removing
 
   @spec force_cleanup(handle(), reference()) :: :wait

@@ -169,7 +169,7 @@ defmodule Codex.Files.Registry do
   @spec metrics() :: map()
   def metrics do
     case handle() do
-      {:ok, handle} -> Native.metrics(handle)
+      {:ok, handle} -> metrics(handle)
       :error -> GenServer.call(__MODULE__, :metrics, :infinity)
     end
   end
@@ -212,6 +212,12 @@ defmodule Codex.Files.Registry do
     end
   rescue
     ArgumentError -> :error
+  end
+
+  @doc false
+  @spec metrics(Native.handle()) :: map()
+  def metrics(handle) do
+    with :miss <- Native.try_metrics(handle), do: Native.metrics(handle)
   end
 
   @doc false
@@ -462,7 +468,7 @@ defmodule Codex.Files.Registry do
   # Whatever may take long is done by a worker, which the caller waits for and this process does
   # not.
   @impl true
-  def handle_call(:metrics, _from, state), do: {:reply, Native.metrics(state.handle), state}
+  def handle_call(:metrics, _from, state), do: {:reply, metrics(state.handle), state}
 
   # For `Codex.Files`, which has the file operations of a file module done by call.
   def handle_call(:handle, _from, %{file_module: nil, handle: handle} = state),

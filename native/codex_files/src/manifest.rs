@@ -212,6 +212,20 @@ impl State {
         }
     }
 
+    fn metrics(&self) -> Metrics {
+        let next = self
+            .expiry
+            .first()
+            .and_then(|&(_, slot)| self.entries.get(slot as usize)?.as_ref());
+        Metrics {
+            totals: self.totals,
+            next_expiry_at_ms: next.and_then(|entry| match entry.attachment.retention.ttl {
+                Ttl::Millis(ttl) => entry.attachment.inserted_at_ms.checked_add_unsigned(ttl),
+                Ttl::Infinity => None,
+            }),
+        }
+    }
+
     /// Stages a known checksum again.
     fn refresh(&mut self, file: &Arc<StagedFile>, new: Retention, now: Now) -> Option<Attachment> {
         let (slot, entry) = self.entry(&file.checksum)?;
@@ -334,18 +348,13 @@ impl Manifest {
     /// The counters.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        let state = self.state.lock();
-        let next = state
-            .expiry
-            .first()
-            .and_then(|&(_, slot)| state.entries.get(slot as usize)?.as_ref());
-        Metrics {
-            totals: state.totals,
-            next_expiry_at_ms: next.and_then(|entry| match entry.attachment.retention.ttl {
-                Ttl::Millis(ttl) => entry.attachment.inserted_at_ms.checked_add_unsigned(ttl),
-                Ttl::Infinity => None,
-            }),
-        }
+        self.state.lock().metrics()
+    }
+
+    /// The counters, unless somebody has the lock.
+    #[must_use]
+    pub fn try_metrics(&self) -> Option<Metrics> {
+        Some(self.state.try_lock()?.metrics())
     }
 
     /// Tickets to remove up to `limit` attachments that have expired `now`, the oldest deadline

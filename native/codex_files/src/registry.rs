@@ -131,6 +131,12 @@ impl Registry {
         self.manifest.metrics()
     }
 
+    /// The counters, unless somebody is at the manifest right now.
+    #[must_use]
+    pub fn try_metrics(&self) -> Option<Metrics> {
+        self.manifest.try_metrics()
+    }
+
     /// Hands the cleanup thread a command. It does one after the other.
     pub fn command(&self, command: Command) {
         self.sweeper.send(command);

@@ -1,12 +1,17 @@
 //! Results to terms. Each error gets its reason here, and nowhere else.
 
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 
 use codex_files::attachment::{Attachment, Ttl};
 use codex_files::error::{Error, Failures, FileType, Insecurity};
 use codex_files::manifest::{Metrics, Origin, Outcome};
 use codex_files::sweeper::Report;
-use rustler::{Atom, Encoder, Env, NewBinary, Term};
+use once_cell::sync::OnceCell;
+use rustler::sys::enif_make_map_from_arrays;
+use rustler::types::map::MapIterator;
+use rustler::{Atom, Binary, Encoder, Env, NewBinary, Term};
 use time::OffsetDateTime;
 
 use crate::atoms;
@@ -91,11 +96,7 @@ pub(crate) fn removed<'a>(env: Env<'a>, failures: &Failures) -> Term<'a> {
 /// `{cleaned attachments, [{attachment, reason}]}`.
 pub(crate) fn report<'a>(env: Env<'a>, report: &Report) -> Term<'a> {
     let encoding = Encoding::new(env);
-    let cleaned: Vec<_> = report
-        .cleaned
-        .iter()
-        .map(|attachment| encoding.attachment(attachment))
-        .collect();
+    let cleaned = encoding.attachments(&report.cleaned);
     let failed: Vec<_> = report
         .failed
         .iter()
@@ -108,37 +109,21 @@ pub(crate) fn metrics<'a>(env: Env<'a>, metrics: &Metrics) -> Term<'a> {
     let totals = metrics.totals;
     // Sums of sizes that callers claimed may pass 64 bits; no disk does.
     let bytes = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX).encode(env);
-    let count = |count: u64| count.encode(env);
     let next = metrics
         .next_expiry_at_ms
         .and_then(|ms| Encoding::new(env).date_time(ms));
-    let pairs = [
-        (
-            atoms::total_count(),
-            count(totals.persistent_count + totals.expirable_count),
-        ),
-        (
-            atoms::total_bytes(),
+    Shapes::of(env).metrics.map(
+        env,
+        &[
+            (totals.persistent_count + totals.expirable_count).encode(env),
             bytes(totals.persistent_bytes + totals.expirable_bytes),
-        ),
-        (atoms::persistent_count(), count(totals.persistent_count)),
-        (atoms::persistent_bytes(), bytes(totals.persistent_bytes)),
-        (atoms::expirable_count(), count(totals.expirable_count)),
-        (atoms::expirable_bytes(), bytes(totals.expirable_bytes)),
-        (
-            atoms::next_expiry_at(),
+            totals.persistent_count.encode(env),
+            bytes(totals.persistent_bytes),
+            totals.expirable_count.encode(env),
+            bytes(totals.expirable_bytes),
             next.unwrap_or_else(|| atoms::nil().encode(env)),
-        ),
-    ];
-    let (keys, values): (Vec<_>, Vec<_>) = pairs
-        .into_iter()
-        .map(|(key, value)| (key.encode(env), value))
-        .unzip();
-    map(env, &keys, &values)
-}
-
-fn map<'a>(env: Env<'a>, keys: &[Term<'a>], values: &[Term<'a>]) -> Term<'a> {
-    Term::map_from_term_arrays(env, keys, values).expect("the keys are distinct atoms")
+        ],
+    )
 }
 
 pub(crate) fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
@@ -147,53 +132,183 @@ pub(crate) fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
     binary.into()
 }
 
-/// The terms that all attachments of a listing share.
+/// The keys of a map, in the order in which the VM keeps them: so given, it has nothing to sort.
+struct Shape<const N: usize> {
+    keys: [Atom; N],
+    /// Where the value of each field goes.
+    positions: [usize; N],
+}
+
+impl<const N: usize> Shape<N> {
+    fn new(env: Env<'_>, fields: [Atom; N]) -> Self {
+        let mut shape = Self {
+            keys: fields,
+            positions: std::array::from_fn(|field| field),
+        };
+        // Any order will do, if this one cannot be had.
+        let fields: Vec<_> = fields.into_iter().zip(0_usize..).collect();
+        let sample = Term::map_from_pairs(env, &fields).ok();
+        for (position, (key, field)) in sample
+            .and_then(MapIterator::new)
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
+            if let (Ok(key), Ok(field)) = (key.decode(), field.decode::<usize>()) {
+                shape.keys[position] = key;
+                shape.positions[field] = position;
+            }
+        }
+        shape
+    }
+
+    /// The map of these values of the fields.
+    fn map<'a>(&self, env: Env<'a>, values: &[Term<'a>; N]) -> Term<'a> {
+        let keys = self.keys.map(Atom::as_c_arg);
+        let mut ordered = keys;
+        for (value, &position) in values.iter().zip(&self.positions) {
+            ordered[position] = value.as_c_arg();
+        }
+        let mut map = MaybeUninit::uninit();
+        // SAFETY: both arrays hold N terms, all of `env`, to which atoms belong as to any other, and
+        // the function writes `map` before it returns true. rustler's own function does the same,
+        // with two more allocations.
+        #[allow(unsafe_code, reason = "see above")]
+        unsafe {
+            let (keys, values) = (keys.as_ptr(), ordered.as_ptr());
+            if enif_make_map_from_arrays(env.as_c_arg(), keys, values, N, map.as_mut_ptr()) == 0 {
+                unreachable!("the keys are distinct atoms");
+            }
+            Term::new(env, map.assume_init())
+        }
+    }
+}
+
+struct Shapes {
+    attachment: Shape<9>,
+    date_time: Shape<13>,
+    metrics: Shape<7>,
+}
+
+impl Shapes {
+    fn of(env: Env<'_>) -> &'static Self {
+        static SHAPES: OnceCell<Shapes> = OnceCell::new();
+        SHAPES.get_or_init(|| Self {
+            attachment: Shape::new(
+                env,
+                [
+                    atoms::struct_key(),
+                    atoms::id(),
+                    atoms::name(),
+                    atoms::path(),
+                    atoms::checksum(),
+                    atoms::size(),
+                    atoms::persist(),
+                    atoms::inserted_at(),
+                    atoms::ttl_ms(),
+                ],
+            ),
+            date_time: Shape::new(
+                env,
+                [
+                    atoms::struct_key(),
+                    atoms::calendar(),
+                    atoms::year(),
+                    atoms::month(),
+                    atoms::day(),
+                    atoms::hour(),
+                    atoms::minute(),
+                    atoms::second(),
+                    atoms::microsecond(),
+                    atoms::time_zone(),
+                    atoms::zone_abbr(),
+                    atoms::utc_offset(),
+                    atoms::std_offset(),
+                ],
+            ),
+            metrics: Shape::new(
+                env,
+                [
+                    atoms::total_count(),
+                    atoms::total_bytes(),
+                    atoms::persistent_count(),
+                    atoms::persistent_bytes(),
+                    atoms::expirable_count(),
+                    atoms::expirable_bytes(),
+                    atoms::next_expiry_at(),
+                ],
+            ),
+        })
+    }
+}
+
+/// How many attachments of a listing share one binary for their paths: as many allocations fewer.
+/// Whoever keeps one of them keeps no more than the paths of so many.
+const PATHS_TOGETHER: usize = 32;
+
+/// The seconds of which a listing remembers the terms; the files of a moment lie together.
+const SECONDS: usize = 16;
+
+/// The terms that the attachments of a listing share.
 pub(crate) struct Encoding<'a> {
     env: Env<'a>,
-    attachment_keys: [Term<'a>; 9],
-    date_time_keys: [Term<'a>; 13],
+    shapes: &'static Shapes,
     etc_utc: Term<'a>,
     utc: Term<'a>,
+    seconds: RefCell<[Option<(i64, Term<'a>)>; SECONDS]>,
 }
 
 impl<'a> Encoding<'a> {
     pub(crate) fn new(env: Env<'a>) -> Self {
         Self {
             env,
-            attachment_keys: [
-                atoms::struct_key(),
-                atoms::id(),
-                atoms::name(),
-                atoms::path(),
-                atoms::checksum(),
-                atoms::size(),
-                atoms::persist(),
-                atoms::inserted_at(),
-                atoms::ttl_ms(),
-            ]
-            .map(|atom| atom.encode(env)),
-            date_time_keys: [
-                atoms::struct_key(),
-                atoms::calendar(),
-                atoms::year(),
-                atoms::month(),
-                atoms::day(),
-                atoms::hour(),
-                atoms::minute(),
-                atoms::second(),
-                atoms::microsecond(),
-                atoms::time_zone(),
-                atoms::zone_abbr(),
-                atoms::utc_offset(),
-                atoms::std_offset(),
-            ]
-            .map(|atom| atom.encode(env)),
+            shapes: Shapes::of(env),
             etc_utc: binary(env, b"Etc/UTC"),
             utc: binary(env, b"UTC"),
+            seconds: RefCell::default(),
+        }
+    }
+
+    /// A list of attachments.
+    pub(crate) fn attachments<'b>(
+        &self,
+        attachments: impl IntoIterator<Item = &'b Attachment>,
+    ) -> Term<'a> {
+        let mut list = Term::list_new_empty(self.env);
+        let mut attachments = attachments.into_iter();
+        let mut together = Vec::with_capacity(PATHS_TOGETHER);
+        loop {
+            together.clear();
+            together.extend(attachments.by_ref().take(PATHS_TOGETHER));
+            if together.is_empty() {
+                return list;
+            }
+            let paths = together.iter().map(|attachment| path(attachment));
+            let mut joined = NewBinary::new(self.env, paths.clone().map(<[u8]>::len).sum());
+            let mut room = joined.as_mut_slice();
+            for path in paths {
+                let (start, rest) = room.split_at_mut(path.len());
+                start.copy_from_slice(path);
+                room = rest;
+            }
+            let joined = Binary::from(joined);
+            let mut start = 0;
+            for attachment in &together {
+                let length = path(attachment).len();
+                let path = joined
+                    .make_subbinary(start, length)
+                    .expect("the binary is as long as all paths together");
+                start += length;
+                list = list.list_prepend(self.attachment_at(attachment, path.to_term(self.env)));
+            }
         }
     }
 
     pub(crate) fn attachment(&self, attachment: &Attachment) -> Term<'a> {
+        self.attachment_at(attachment, binary(self.env, path(attachment)))
+    }
+
+    fn attachment_at(&self, attachment: &Attachment, path: Term<'a>) -> Term<'a> {
         let env = self.env;
         let file = &attachment.file;
         let checksum = binary(env, &file.checksum);
@@ -204,25 +319,42 @@ impl<'a> Encoding<'a> {
         let inserted_at = self
             .date_time(attachment.inserted_at_ms)
             .unwrap_or_else(|| atoms::nil().encode(env));
-        let values = [
-            atoms::attachment().encode(env),
-            checksum,
-            binary(env, &file.name),
-            binary(env, file.path.as_os_str().as_bytes()),
-            checksum,
-            file.size.encode(env),
-            attachment.retention.persist.encode(env),
-            inserted_at,
-            ttl,
-        ];
-        map(env, &self.attachment_keys, &values)
+        self.shapes.attachment.map(
+            env,
+            &[
+                atoms::attachment().encode(env),
+                checksum,
+                binary(env, &file.name),
+                path,
+                checksum,
+                file.size.encode(env),
+                attachment.retention.persist.encode(env),
+                inserted_at,
+                ttl,
+            ],
+        )
     }
 
     /// `None` past the year 9999, where Elixir's calendar ends.
     fn date_time(&self, ms: i64) -> Option<Term<'a>> {
+        let (second, microsecond) = (ms.div_euclid(1000), ms.rem_euclid(1000) * 1000);
+        let microsecond = (microsecond, 3).encode(self.env);
+        let slot = usize::try_from(second.rem_euclid(SECONDS as i64)).ok()?;
+        match self.seconds.borrow()[slot] {
+            // An update leaves the keys to both.
+            Some((seen, date_time)) if seen == second => {
+                return date_time.map_update(atoms::microsecond(), microsecond).ok();
+            }
+            _ => {}
+        }
+        let date_time = self.date_time_of(second, microsecond)?;
+        self.seconds.borrow_mut()[slot] = Some((second, date_time));
+        Some(date_time)
+    }
+
+    fn date_time_of(&self, second: i64, microsecond: Term<'a>) -> Option<Term<'a>> {
         let env = self.env;
-        let at = OffsetDateTime::from_unix_timestamp(ms.div_euclid(1000)).ok()?;
-        let microsecond = ms.rem_euclid(1000) * 1000;
+        let at = OffsetDateTime::from_unix_timestamp(second).ok()?;
         let values = [
             atoms::date_time().encode(env),
             atoms::iso().encode(env),
@@ -232,12 +364,16 @@ impl<'a> Encoding<'a> {
             at.hour().encode(env),
             at.minute().encode(env),
             at.second().encode(env),
-            (microsecond, 3).encode(env),
+            microsecond,
             self.etc_utc,
             self.utc,
             0.encode(env),
             0.encode(env),
         ];
-        Some(map(env, &self.date_time_keys, &values))
+        Some(self.shapes.date_time.map(env, &values))
     }
+}
+
+fn path(attachment: &Attachment) -> &[u8] {
+    attachment.file.path.as_os_str().as_bytes()
 }

@@ -149,12 +149,18 @@ fn stage_file<'a>(
 fn list<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
     guarded(env, || {
         let listing = handle.registry.list();
-        let encoding = Encoding::new(env);
-        let mut list = Term::list_new_empty(env);
-        for attachment in listing.iter() {
-            list = list.list_prepend(encoding.attachment(attachment));
-        }
-        Ok(list)
+        Ok(Encoding::new(env).attachments(listing.iter()))
+    })
+}
+
+/// Not on a dirty scheduler, which would take most of its time. A `:miss` if it had to wait.
+#[rustler::nif]
+fn try_metrics<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
+    guarded(env, || {
+        Ok(match handle.registry.try_metrics() {
+            Some(metrics) => encode::metrics(env, &metrics),
+            None => atoms::miss().encode(env),
+        })
     })
 }
 
