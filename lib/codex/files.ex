@@ -118,7 +118,7 @@ defmodule Codex.Files do
   """
   @spec list_staged_result() :: {:ok, [Attachment.t()]} | {:error, term()}
   def list_staged_result do
-    with_registry(&{:ok, Native.list(&1)}, fn -> {:ok, Registry.list()} end)
+    with_registry(&listed(Native.list(&1)), fn -> listed(Registry.list()) end)
   end
 
   @doc """
@@ -218,6 +218,9 @@ defmodule Codex.Files do
   """
   @spec format_error(term()) :: String.t()
   defdelegate format_error(reason), to: Codex.Files.ErrorMessage, as: :format
+
+  defp listed(attachments) when is_list(attachments), do: {:ok, attachments}
+  defp listed({:error, _reason} = error), do: error
 
   defp check_options(opts) do
     if Keyword.keyword?(opts), do: :ok, else: {:error, {:invalid_option, :opts, opts}}

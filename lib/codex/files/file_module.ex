@@ -27,18 +27,21 @@ defmodule Codex.Files.FileModule do
   end
 
   @doc "Removes what has expired."
-  @spec cleanup(module(), Native.handle()) :: failures()
+  @spec cleanup(module(), Native.handle()) :: failures() | {:error, term()}
   def cleanup(module, handle) do
-    {_cleaned, failed} = report = remove_all(module, Native.claim_expired(handle))
-    Telemetry.cleaned(report)
-    failures(failed)
+    with {cleaned, failed} = report when is_list(cleaned) <-
+           remove_all(module, Native.claim_expired(handle)) do
+      Telemetry.cleaned(report)
+      failures(failed)
+    end
   end
 
   @doc "Removes everything that is listed."
-  @spec reset(module(), Native.handle()) :: failures()
+  @spec reset(module(), Native.handle()) :: failures() | {:error, term()}
   def reset(module, handle) do
-    {_cleaned, failed} = remove_all(module, Native.claim_all(handle))
-    failures(failed)
+    with {cleaned, failed} when is_list(cleaned) <- remove_all(module, Native.claim_all(handle)) do
+      failures(failed)
+    end
   end
 
   @doc "Runs `work`; whatever it fails with becomes `{:error, reason}`."
@@ -67,7 +70,12 @@ defmodule Codex.Files.FileModule do
     case caught(fn -> put_in_place(module, ticket, opts) end) do
       :ok ->
         outcome = Native.commit_staging(ticket)
-        if match?({:error, _reason}, outcome), do: undo_copy(module, opts)
+
+        with {:error, reason} <- outcome do
+          undo_copy(module, opts)
+          give_up(ticket, reason)
+        end
+
         Telemetry.staged(outcome)
 
       {:error, reason} = error ->
@@ -77,7 +85,7 @@ defmodule Codex.Files.FileModule do
   end
 
   @doc "Tells everybody who waits for a copy that it has failed, if nobody has told them yet."
-  @spec give_up(Native.ticket(), reason :: term()) :: :ok
+  @spec give_up(Native.ticket(), reason :: term()) :: :ok | {:error, term()}
   def give_up(ticket, reason), do: Native.fail_staging(ticket, :erlang.term_to_binary(reason))
 
   defp put_in_place(module, ticket, %{source_path: source, destination_path: destination} = opts) do
@@ -153,6 +161,8 @@ defmodule Codex.Files.FileModule do
       _another -> :other
     end
   end
+
+  defp remove_all(_module, {:error, _reason} = error), do: error
 
   defp remove_all(module, claims) do
     {cleaned, failed} =

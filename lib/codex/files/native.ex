@@ -1,7 +1,7 @@
 defmodule Codex.Files.Native do
   @moduledoc false
   # The functions of the native library. Those that return `:wait` answer later, with the message
-  # `{reference, result}`.
+  # `{reference, result}`. Any of them may return `{:error, {:native_panic, message}}`.
 
   # Loaded when it is first called, not while the project is being compiled: the library is not
   # there yet.
@@ -73,10 +73,10 @@ defmodule Codex.Files.Native do
   # A registry
 
   @spec open(name :: binary(), cleanup_interval_ms :: non_neg_integer(), boolean()) ::
-          {handle(), adopted? :: boolean()}
+          {handle(), adopted? :: boolean()} | {:error, term()}
   def open(_name, _cleanup_interval_ms, _recognise_unchanged), do: not_loaded()
 
-  @spec close(handle(), reference()) :: :wait
+  @spec close(handle(), reference()) :: :wait | {:error, term()}
   def close(_handle, _reference), do: not_loaded()
 
   @spec purge(handle(), staging_dir()) :: :ok | {:error, term()}
@@ -105,10 +105,10 @@ defmodule Codex.Files.Native do
 
   # Reading
 
-  @spec list(handle()) :: [Attachment.t()]
+  @spec list(handle()) :: [Attachment.t()] | {:error, term()}
   def list(_handle), do: not_loaded()
 
-  @spec metrics(handle()) :: map()
+  @spec metrics(handle()) :: map() | {:error, term()}
   def metrics(_handle), do: not_loaded()
 
   # `:miss` if it would have to wait.
@@ -117,7 +117,7 @@ defmodule Codex.Files.Native do
 
   # Removing
 
-  @spec force_cleanup(handle(), reference()) :: :wait
+  @spec force_cleanup(handle(), reference()) :: :wait | {:error, term()}
   def force_cleanup(_handle, _reference), do: not_loaded()
 
   @spec reset(handle(), binary(), reference()) :: :wait | {:error, term()}
@@ -144,16 +144,16 @@ defmodule Codex.Files.Native do
   @spec commit_staging(ticket()) :: outcome()
   def commit_staging(_ticket), do: not_loaded()
 
-  @spec fail_staging(ticket(), reason :: binary()) :: :ok
+  @spec fail_staging(ticket(), reason :: binary()) :: :ok | {:error, term()}
   def fail_staging(_ticket, _reason), do: not_loaded()
 
-  @spec claim_expired(handle()) :: [{ticket(), Attachment.t()}]
+  @spec claim_expired(handle()) :: [{ticket(), Attachment.t()}] | {:error, term()}
   def claim_expired(_handle), do: not_loaded()
 
-  @spec claim_all(handle()) :: [{ticket(), Attachment.t()}]
+  @spec claim_all(handle()) :: [{ticket(), Attachment.t()}] | {:error, term()}
   def claim_all(_handle), do: not_loaded()
 
-  @spec end_removal(ticket(), removed :: boolean()) :: :ok
+  @spec end_removal(ticket(), removed :: boolean()) :: :ok | {:error, term()}
   def end_removal(_ticket, _removed), do: not_loaded()
 
   defp not_loaded, do: :erlang.nif_error(:native_library_not_loaded)

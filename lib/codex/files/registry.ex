@@ -313,6 +313,7 @@ defmodule Codex.Files.Registry do
     end
   end
 
+  defp cleanup_result({:error, _reason} = error), do: error
   defp cleanup_result([]), do: :ok
   defp cleanup_result(failed), do: {:error, {:cleanup_failed, failed}}
 
@@ -400,8 +401,9 @@ defmodule Codex.Files.Registry do
 
     with :ok <- check_file_module(file_module),
          :ok <- check_native(),
-         :ok <- new_table(table) do
-      {:ok, open(name, table, file_module)}
+         :ok <- new_table(table),
+         {handle, adopted?} when is_boolean(adopted?) <- open_native(name, file_module) do
+      {:ok, open(handle, adopted?, name, table, file_module)}
     else
       {:error, reason} -> {:stop, reason}
     end
@@ -426,17 +428,14 @@ defmodule Codex.Files.Registry do
 
   defp new_table(table), do: {:error, {:invalid_option, :manifest_table, table}}
 
-  defp open(name, table, File) do
-    {handle, _adopted?} = open_native(name, Config.cleanup_interval_ms())
+  defp open(handle, _adopted?, name, table, File) do
     # What dead registries left. In the background, before anything else that the thread does.
     _ = Native.purge(handle, Config.staging_dir())
     :ets.insert(table, {name, handle})
     %{handle: handle, file_module: nil, workers: %{}}
   end
 
-  defp open(name, _table, file_module) do
-    {handle, adopted?} = open_native(name, @never_ms)
-
+  defp open(handle, adopted?, _name, _table, file_module) do
     state = %{
       handle: handle,
       file_module: file_module,
@@ -456,7 +455,8 @@ defmodule Codex.Files.Registry do
     end
   end
 
-  defp open_native(name, interval_ms) do
+  defp open_native(name, file_module) do
+    interval_ms = if file_module == File, do: Config.cleanup_interval_ms(), else: @never_ms
     # Without a name there is no successor either.
     name = if name == nil, do: make_ref(), else: name
     Native.open(:erlang.term_to_binary(name), interval_ms, Config.recognise_unchanged?())
@@ -557,12 +557,13 @@ defmodule Codex.Files.Registry do
 
   defp stop(%{file_module: nil, handle: handle}) do
     ref = make_ref()
-    :wait = Native.close(handle, ref)
 
-    receive do
-      {^ref, _result} -> :ok
-    after
-      @stop_timeout_ms -> :ok
+    with :wait <- Native.close(handle, ref) do
+      receive do
+        {^ref, _result} -> :ok
+      after
+        @stop_timeout_ms -> :ok
+      end
     end
   end
 
