@@ -1,7 +1,7 @@
 defmodule Codex.Files.P18NativeSafetyTest do
   @moduledoc """
-  P18: no input, race or panic on the native side takes the VM down. (A panic cannot be brought
-  about from here; the tests of the native code do.)
+  P18: no input, race or panic on the native side takes the VM down. `Codex.Files.P18PanicsTest` is
+  about panics.
   """
 
   use Codex.Files.StagingCase, async: false

@@ -13,10 +13,12 @@ defmodule Codex.Files.ChildVM do
   Starts a VM that stages below `staging_dir`, with environment variables of its own. It ends with
   the calling process.
 
-  `:umask` is its umask, `:stderr` a file that takes its standard error.
+  Options: `:umask`; `:ebin`, the directory of the library's modules, beside which its `priv` is;
+  `:stderr`, a file for what it prints there.
   """
   def start(staging_dir, env \\ [], opts \\ []) do
     umask = Keyword.get(opts, :umask, "022")
+    ebin = Keyword.get_lazy(opts, :ebin, fn -> Application.app_dir(:codex_files, "ebin") end)
     stderr = Keyword.get(opts, :stderr, "/dev/stderr")
     script = ~s(umask #{umask}; exec elixir -pa "$0" -e "$1" 2>>"$2")
 
@@ -26,7 +28,7 @@ defmodule Codex.Files.ChildVM do
         :binary,
         :exit_status,
         :use_stdio,
-        args: ["-c", script, ebin(), code(), stderr],
+        args: ["-c", script, ebin, code(), stderr],
         env: for({name, value} <- env, do: {to_charlist(name), to_charlist(value)})
       ])
 
@@ -36,7 +38,6 @@ defmodule Codex.Files.ChildVM do
     vm
   end
 
-  defp ebin, do: Application.app_dir(:codex_files, "ebin")
   defp code, do: "#{inspect(__MODULE__)}.main()"
 
   @doc "Evaluates quoted code in the VM and returns its value."

@@ -10,6 +10,7 @@ use once_cell::sync::OnceCell;
 
 use crate::error::Error;
 use crate::manifest::{Outcome, Waiter};
+use crate::panics;
 
 /// Copies under way at once. Each one reads and hashes in one thread and writes in another.
 const COPIERS: usize = 2;
@@ -26,10 +27,14 @@ pub(crate) fn run(
 ) {
     let mut waiter = Some(waiter);
     let job: Job = Box::new(move || {
-        let outcome = catch_unwind(AssertUnwindSafe(|| work(&mut waiter)))
-            .unwrap_or_else(|panic| Outcome::Failed(Error::from_panic(&*panic)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            panics::point("copier");
+            work(&mut waiter)
+        }))
+        .unwrap_or_else(|panic| Outcome::Failed(Error::from_panic(&*panic)));
         if let Some(waiter) = waiter {
-            waiter.answer(outcome);
+            // There are others whose copies are to be made by this thread.
+            let _ = catch_unwind(AssertUnwindSafe(|| waiter.answer(outcome)));
         }
     });
     match JOBS.get_or_try_init(start) {

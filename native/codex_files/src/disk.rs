@@ -8,6 +8,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Error, FileType, Result};
+use crate::panics;
 use crate::sys;
 
 /// A file up to this size is read whole and staged by the thread that is asked; a larger one is
@@ -194,6 +195,7 @@ impl<'a> Source<'a> {
         std::thread::scope(|scope| {
             let writer = scope.spawn(move || -> Result<()> {
                 for piece in filled {
+                    panics::point("write");
                     sys::write_all(target, &piece).context("write to", target_path)?;
                     // The reader may have ended already: then nobody needs the piece again.
                     let _ = empty.send(piece);
@@ -250,6 +252,7 @@ impl<'a> Source<'a> {
         let mut left = Remaining::new(self);
         // If the writer has failed both channels are closed, and its error is the one that counts.
         while let Ok(mut piece) = free.recv() {
+            panics::point("read");
             piece.resize(PIECE, 0);
             let wanted = left.limit(PIECE);
             let count =

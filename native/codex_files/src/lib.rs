@@ -13,6 +13,7 @@ mod copiers;
 pub mod disk;
 pub mod error;
 pub mod manifest;
+pub mod panics;
 mod recognition;
 pub mod registry;
 pub mod staging_area;

@@ -6,13 +6,14 @@
 //! While a ticket for a checksum is out, everybody else who wants to stage it waits.
 
 use std::collections::{BTreeSet, HashMap};
-use std::ops::Bound;
+use std::ops::{Bound, DerefMut};
 use std::sync::Arc;
 
 use imbl::Vector;
 
 use crate::attachment::{Attachment, Checksum, Deadline, Now, Retention, StagedFile, Ttl};
 use crate::error::{Error, Result};
+use crate::panics;
 use crate::sync::Mutex;
 
 /// How a staging ended.
@@ -269,10 +270,17 @@ impl Manifest {
         Arc::default()
     }
 
+    /// The state, locked. `point` is where a test can make its holder panic.
+    fn lock(&self, point: &str) -> impl DerefMut<Target = State> {
+        let state = self.state.lock();
+        panics::point(point);
+        state
+    }
+
     /// The file of a checksum that is known and that nobody is working on.
     #[must_use]
     pub fn lookup(&self, checksum: &[u8]) -> Option<Arc<StagedFile>> {
-        let state = self.state.lock();
+        let state = self.lock("manifest-lookup");
         if state.tickets.contains_key(checksum) {
             return None;
         }
@@ -292,7 +300,7 @@ impl Manifest {
         lost: Option<&Arc<StagedFile>>,
         waiter: impl FnOnce() -> Waiter,
     ) -> Result<Admission> {
-        let mut state = self.state.lock();
+        let mut state = self.lock("manifest-admit");
         if state.stopped {
             return Err(Error::Stopped);
         }
@@ -332,7 +340,7 @@ impl Manifest {
         retention: Retention,
         now: Now,
     ) -> Option<Attachment> {
-        let mut state = self.state.lock();
+        let mut state = self.lock("manifest-refresh");
         if state.stopped || state.tickets.contains_key(&file.checksum) {
             return None;
         }
@@ -342,19 +350,21 @@ impl Manifest {
     /// All attachments, those being removed included, in no particular order.
     #[must_use]
     pub fn list(&self) -> Listing {
-        Listing(self.state.lock().entries.clone())
+        Listing(self.lock("manifest-list").entries.clone())
     }
 
     /// The counters.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        self.state.lock().metrics()
+        self.lock("manifest-metrics").metrics()
     }
 
     /// The counters, unless somebody has the lock.
     #[must_use]
     pub fn try_metrics(&self) -> Option<Metrics> {
-        Some(self.state.try_lock()?.metrics())
+        let state = self.state.try_lock()?;
+        panics::point("manifest-try_metrics");
+        Some(state.metrics())
     }
 
     /// Tickets to remove up to `limit` attachments that have expired `now`, the oldest deadline
@@ -366,12 +376,14 @@ impl Manifest {
         cursor: &mut Option<ExpiryCursor>,
         limit: usize,
     ) -> Vec<Removal> {
-        let mut state = self.state.lock();
+        // Tickets that are dropped take the lock: a panic below must release that first.
+        let mut removals = Vec::new();
+        let mut state = self.lock("manifest-claim_expired");
         let Some(ExpiryCursor(from)) = cursor.take() else {
-            return Vec::new();
+            return removals;
         };
         if state.stopped {
-            return Vec::new();
+            return removals;
         }
         let due: Vec<(Deadline, Slot)> = state
             .expiry
@@ -383,27 +395,26 @@ impl Manifest {
             .copied()
             .collect();
         *cursor = due.last().map(|&last| ExpiryCursor(Bound::Excluded(last)));
-        due.into_iter()
-            .filter_map(|(_, slot)| {
-                let file = state
-                    .entries
-                    .get(slot as usize)?
-                    .as_ref()?
-                    .attachment
-                    .file
-                    .clone();
-                self.claim(&mut state, &file)
-            })
-            .collect()
+        for (_, slot) in due {
+            let entry = state.entries.get(slot as usize).and_then(Option::as_ref);
+            if let Some(file) = entry.map(|entry| entry.attachment.file.clone()) {
+                removals.extend(self.claim(&mut state, &file));
+            }
+            panics::point("manifest-claimed");
+        }
+        removals
     }
 
     /// Tickets to remove those of `files` that are still there and that nobody is working on.
     pub fn claim_files(self: &Arc<Self>, files: &[Arc<StagedFile>]) -> Vec<Removal> {
-        let mut state = self.state.lock();
-        files
-            .iter()
-            .filter_map(|file| self.claim(&mut state, file))
-            .collect()
+        // As in `claim_expired`.
+        let mut removals = Vec::new();
+        let mut state = self.lock("manifest-claim_files");
+        for file in files {
+            removals.extend(self.claim(&mut state, file));
+            panics::point("manifest-claimed");
+        }
+        removals
     }
 
     fn claim(self: &Arc<Self>, state: &mut State, file: &Arc<StagedFile>) -> Option<Removal> {
@@ -428,7 +439,7 @@ impl Manifest {
     /// Gives no more tickets, takes none back, and tells all who wait.
     pub fn stop(&self) {
         let tickets = {
-            let mut state = self.state.lock();
+            let mut state = self.lock("manifest-stop");
             state.stopped = true;
             std::mem::take(&mut state.tickets)
         };
@@ -481,7 +492,7 @@ impl Ticket {
     fn end(mut self, change: impl FnOnce(&mut State), outcome: Outcome) {
         let manifest = self.manifest.clone();
         let waiting = {
-            let mut state = manifest.state.lock();
+            let mut state = manifest.lock("manifest-end");
             change(&mut state);
             self.give_back(&mut state)
         };
@@ -536,7 +547,7 @@ impl Staging {
     pub fn commit(mut self, file: &Arc<StagedFile>, now: Now) -> Result<Attachment> {
         let manifest = self.ticket.manifest.clone();
         let (attachment, answers) = {
-            let mut state = manifest.state.lock();
+            let mut state = manifest.lock("manifest-commit");
             if state.stopped {
                 self.ticket.out = false;
                 return Err(Error::Stopped);

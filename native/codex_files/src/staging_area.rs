@@ -28,6 +28,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag};
 use crate::attachment::{Checksum, StagedFile};
 use crate::disk::{self, FileId};
 use crate::error::{Context, Error, Failures, Insecurity, Result};
+use crate::panics;
 use crate::sys;
 
 const AREA_PREFIX: &str = "codex_files-";
@@ -233,7 +234,10 @@ impl Area {
         let written = FileId::of(&sys::fstat(scratch.file()?).context("stat", &scratch.path)?);
         scratch.close()?;
         match sys::rename_at(self.dir(), &scratch.name, self.dir(), &relative) {
-            Ok(()) => scratch.gone = true,
+            Ok(()) => {
+                scratch.gone = true;
+                panics::point("published");
+            }
             Err(Errno::ENOENT) => return Err(PublishError::AreaLost),
             Err(errno) => return Err(Error::io("rename", &path, errno).into()),
         }
@@ -686,6 +690,7 @@ fn open_own_dir(path: &Path) -> Result<OwnedFd> {
 /// Removes the areas below a staging directory whose owners are dead. Failures are collected; the
 /// rest is removed all the same. A staging directory that is not there, or not ours, has none.
 pub(crate) fn purge(staging_dir: &StagingDir) -> Failures {
+    panics::point("purge");
     let mut failures = Failures::new();
     let dir = with_fallback(staging_dir, |path| {
         Ok((open_own_dir(path)?, path.to_owned()))

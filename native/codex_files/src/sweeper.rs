@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use crate::attachment::{Attachment, Now, StagedFile};
 use crate::error::{Error, Failures, Result};
 use crate::manifest::{ExpiryCursor, Manifest, Removal};
+use crate::panics;
 use crate::registry::{Options, Registry};
 use crate::staging_area::{self, StagingDir};
 
@@ -101,8 +102,8 @@ fn run(registry: &Weak<Registry>, inbox: &Receiver<Command>, mut options: Option
             return;
         };
         match command {
-            Ok(Command::Cleanup(reply)) => reply.send(contained(|| registry.sweep())),
-            Ok(Command::Reset(dir, reply)) => reply.send(contained(|| registry.reset(Some(&dir)))),
+            Ok(Command::Cleanup(reply)) => answer(reply, || registry.sweep()),
+            Ok(Command::Reset(dir, reply)) => answer(reply, || registry.reset(Some(&dir))),
             Ok(Command::Purge(dir)) => {
                 // What could not be removed is tried again at the next start.
                 let _ = contained(|| staging_area::purge(&dir));
@@ -113,7 +114,7 @@ fn run(registry: &Weak<Registry>, inbox: &Receiver<Command>, mut options: Option
                 next_cleanup = deadline(interval);
             }
             Ok(Command::Stop(reply)) => {
-                reply.send(contained(|| registry.stop()));
+                answer(reply, || registry.stop());
                 return;
             }
             Err(RecvTimeoutError::Disconnected) => return,
@@ -142,6 +143,12 @@ fn deadline(from_now: Duration) -> Option<Instant> {
     Instant::now().checked_add(from_now)
 }
 
+/// Whatever fails, the work or the answer: the next command is done.
+fn answer<T>(reply: Reply<T>, work: impl FnOnce() -> T) {
+    let result = contained(work);
+    let _ = contained(|| reply.send(result));
+}
+
 fn contained<T>(work: impl FnOnce() -> T) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| Error::from_panic(&*panic))
 }
@@ -152,6 +159,7 @@ pub fn sweep(
     now: Now,
     remove: impl Fn(&StagedFile) -> Result<()>,
 ) -> Report {
+    panics::point("sweep");
     let mut report = Report::default();
     let mut cursor = Some(ExpiryCursor::start());
     while cursor.is_some() {
@@ -184,6 +192,7 @@ pub fn remove_all(
     manifest: &Arc<Manifest>,
     remove: impl Fn(&StagedFile) -> Result<()>,
 ) -> Failures {
+    panics::point("remove_all");
     let mut report = Report::default();
     let listing = manifest.list();
     let mut files = listing.iter().map(|attachment| attachment.file.clone());
@@ -205,7 +214,10 @@ pub fn remove_all(
 }
 
 fn remove_one(removal: Removal, remove: impl Fn(&StagedFile) -> Result<()>, report: &mut Report) {
-    match remove(&removal.attachment().file) {
+    panics::point("remove");
+    let removed = remove(&removal.attachment().file);
+    panics::point("removed");
+    match removed {
         Ok(()) => report.cleaned.push(removal.commit()),
         Err(error) => report.failed.push((removal.attachment().clone(), error)),
     }

@@ -6,10 +6,12 @@
 
 mod common;
 
+use std::ffi::OsStr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use codex_files::disk;
 use codex_files::error::Error;
 use codex_files::manifest::{Outcome, Waiter};
 use codex_files::registry::{Observer, Options, Registry};
@@ -274,4 +276,30 @@ fn the_cleanup_thread_ends_with_the_last_handle() {
 #[cfg(target_os = "linux")]
 fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+/// P18: whoever waits for an answer may fail to take it. Others wait for the same threads.
+#[test]
+fn p18_an_answer_that_panics_ends_no_thread() {
+    let mut lab = Lab::new();
+    lab.retention = EXPIRED;
+    for round in 0..4_u8 {
+        lab.registry
+            .command(Command::Cleanup(Reply::new(|_| panic!("a cleanup's"))));
+        let reset = Reply::new(|_| panic!("a reset's"));
+        lab.registry
+            .command(Command::Reset(lab.root.clone(), reset));
+        // The copiers are as many as there are cores, or fewer.
+        let content = vec![round; disk::INLINE_LIMIT + 1];
+        let source = lab.source(&format!("large {round}"), &content);
+        let request = lab.file_request(&source, OsStr::new("large"));
+        let answer = lab
+            .registry
+            .stage_file(&request, &|| Waiter::new(|_| panic!("a copy's")));
+        assert!(answer.is_none(), "it comes later, and panics");
+    }
+    let large = lab.source("other", &vec![9; disk::INLINE_LIMIT + 1]);
+    staged(lab.stage_file(&large));
+    assert!(!cleanup(&lab.registry).cleaned.is_empty());
+    lab.assert_consistent();
 }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use codex_files::disk;
 use codex_files::error::{Error, Failures, Result};
 use codex_files::manifest::{Admission, Origin, Outcome, Removal, Staging};
+use codex_files::panics;
 use codex_files::registry::{FileModuleAdmission, Registry, StageRequest};
 use codex_files::staging_area::StagingDir;
 use codex_files::sweeper::{self, Command, Reply};
@@ -34,8 +35,17 @@ fn load(_env: Env<'_>, _info: Term<'_>) -> bool {
     mailbox::start().is_ok()
 }
 
-/// Runs a NIF's body. A reason it gives up with, or a panic, becomes `{:error, reason}`.
-fn guarded<'a>(env: Env<'a>, body: impl FnOnce() -> Decoded<'a, Term<'a>>) -> Term<'a> {
+/// Runs a NIF's body, or what makes a message. A reason it gives up with, or a panic, becomes
+/// `{:error, reason}`. `point` is where a test can make it panic.
+fn guarded<'a>(
+    env: Env<'a>,
+    point: &str,
+    body: impl FnOnce() -> Decoded<'a, Term<'a>>,
+) -> Term<'a> {
+    let body = || {
+        panics::point(point);
+        body()
+    };
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(term)) => term,
         Ok(Err(reason)) => encode::error(env, reason),
@@ -58,7 +68,7 @@ fn open<'a>(
     cleanup_interval_ms: u64,
     recognise_unchanged: bool,
 ) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-open", || {
         let interval = Duration::from_millis(cleanup_interval_ms);
         let opened = registries::open(env, name.as_slice(), interval, recognise_unchanged);
         Ok(opened.encode(env))
@@ -67,7 +77,7 @@ fn open<'a>(
 
 #[rustler::nif(schedule = "DirtyCpu")]
 fn close<'a>(env: Env<'a>, handle: ResourceArc<Handle>, reference: Reference<'a>) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-close", || {
         registries::close(&handle);
         let to = ReplyTo::new(env, reference);
         handle
@@ -79,7 +89,7 @@ fn close<'a>(env: Env<'a>, handle: ResourceArc<Handle>, reference: Reference<'a>
 
 #[rustler::nif(schedule = "DirtyCpu")]
 fn purge<'a>(env: Env<'a>, handle: ResourceArc<Handle>, staging_dir: Term<'a>) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-purge", || {
         let staging_dir = decode::staging_dir(staging_dir)?;
         handle.registry.command(Command::Purge(staging_dir));
         Ok(atoms::ok().encode(env))
@@ -90,7 +100,7 @@ fn purge<'a>(env: Env<'a>, handle: ResourceArc<Handle>, staging_dir: Term<'a>) -
 /// could take longer is a `:miss`.
 #[rustler::nif]
 fn refresh<'a>(env: Env<'a>, handle: ResourceArc<Handle>, opts: Term<'a>) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-refresh", || {
         let opts = StageOpts::decode(opts)?;
         let refreshed = handle.registry.refresh(&opts.checksum, opts.retention);
         Ok(match refreshed {
@@ -114,7 +124,7 @@ fn stage<'a>(
     opts: Term<'a>,
     reference: Reference<'a>,
 ) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-stage", || {
         let opts = StageOpts::decode(opts)?;
         let request = opts.into_request(decode::staging_dir(staging_dir)?);
         let waiter = || ReplyTo::waiter(env, reference);
@@ -137,7 +147,7 @@ fn stage_file<'a>(
     ttl_ms: Term<'a>,
     reference: Reference<'a>,
 ) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-stage_file", || {
         let staging_dir = decode::staging_dir(staging_dir)?;
         let request = decode::file_request(staging_dir, path, name, persist, ttl_ms)?;
         let waiter = || ReplyTo::waiter(env, reference);
@@ -147,7 +157,7 @@ fn stage_file<'a>(
 
 #[rustler::nif(schedule = "DirtyCpu")]
 fn list<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-list", || {
         let listing = handle.registry.list();
         Ok(Encoding::new(env).attachments(listing.iter()))
     })
@@ -156,7 +166,7 @@ fn list<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
 /// Not on a dirty scheduler, which would take most of its time. A `:miss` if it had to wait.
 #[rustler::nif]
 fn try_metrics<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-try_metrics", || {
         Ok(match handle.registry.try_metrics() {
             Some(metrics) => encode::metrics(env, &metrics),
             None => atoms::miss().encode(env),
@@ -166,7 +176,9 @@ fn try_metrics<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
 
 #[rustler::nif(schedule = "DirtyCpu")]
 fn metrics<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
-    guarded(env, || Ok(encode::metrics(env, &handle.registry.metrics())))
+    guarded(env, "nif-metrics", || {
+        Ok(encode::metrics(env, &handle.registry.metrics()))
+    })
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]
@@ -175,7 +187,7 @@ fn force_cleanup<'a>(
     handle: ResourceArc<Handle>,
     reference: Reference<'a>,
 ) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-force_cleanup", || {
         let to = ReplyTo::new(env, reference);
         let reply = move |result| {
             to.reply(move |env| match result {
@@ -195,7 +207,7 @@ fn reset<'a>(
     dir: Term<'a>,
     reference: Reference<'a>,
 ) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-reset", || {
         let dir = decode::dir(dir)?;
         let to = ReplyTo::new(env, reference);
         let reply = move |result| reply_removed(to, result);
@@ -223,7 +235,7 @@ fn admit<'a>(
     opts: Term<'a>,
     reference: Reference<'a>,
 ) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-admit", || {
         let opts = StageOpts::decode(opts)?;
         let request = opts.into_request(StagingDir::unused());
         let waiter = || ReplyTo::waiter(env, reference);
@@ -251,7 +263,7 @@ fn admit_known<'a>(
     opts: Term<'a>,
     reference: Reference<'a>,
 ) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-admit_known", || {
         let opts = StageOpts::decode(opts)?;
         let request = opts.into_request(StagingDir::unused());
         let waiter = || ReplyTo::waiter(env, reference);
@@ -265,7 +277,7 @@ fn admit_known<'a>(
 /// The ticket stays good, to tidy up under it.
 #[rustler::nif(schedule = "DirtyIo")]
 fn verify_staging<'a>(env: Env<'a>, ticket: ResourceArc<StagingTicket>) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-verify_staging", || {
         ticket
             .with_request(Registry::verify_file_module)
             .unwrap_or(Err(Error::Stopped))
@@ -276,7 +288,7 @@ fn verify_staging<'a>(env: Env<'a>, ticket: ResourceArc<StagingTicket>) -> Term<
 
 #[rustler::nif(schedule = "DirtyIo")]
 fn commit_staging<'a>(env: Env<'a>, ticket: ResourceArc<StagingTicket>) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-commit_staging", || {
         let outcome = match ticket.take() {
             Some((staging, request)) => Registry::commit_file_module(staging, &request),
             None => Outcome::Failed(Error::Stopped),
@@ -292,7 +304,7 @@ fn fail_staging<'a>(
     ticket: ResourceArc<StagingTicket>,
     reason: Binary<'a>,
 ) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-fail_staging", || {
         if let Some((staging, _)) = ticket.take() {
             staging.fail(Error::FileModule(reason.as_slice().into()));
         }
@@ -309,7 +321,7 @@ fn describe<'a>(
     persist: Term<'a>,
     ttl_ms: Term<'a>,
 ) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-describe", || {
         let staging_dir = StagingDir::unused();
         let request = decode::file_request(staging_dir, path, name, persist, ttl_ms)?;
         let (digest, size) =
@@ -322,7 +334,7 @@ fn describe<'a>(
 /// `[{ticket, attachment}]` of the expired attachments.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn claim_expired<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-claim_expired", || {
         let removals = sweeper::claim_all_expired(handle.registry.manifest());
         Ok(removal_tickets(env, removals))
     })
@@ -331,7 +343,7 @@ fn claim_expired<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
 /// `[{ticket, attachment}]` of all attachments.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn claim_all<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-claim_all", || {
         let removals = sweeper::claim_all(handle.registry.manifest());
         Ok(removal_tickets(env, removals))
     })
@@ -352,7 +364,7 @@ fn removal_tickets<'a>(env: Env<'a>, removals: Vec<Removal>) -> Term<'a> {
 /// `removed` says whether the file is gone.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn end_removal<'a>(env: Env<'a>, ticket: ResourceArc<RemovalTicket>, removed: bool) -> Term<'a> {
-    guarded(env, || {
+    guarded(env, "nif-end_removal", || {
         if let Some(removal) = ticket.take() {
             if removed {
                 removal.commit();

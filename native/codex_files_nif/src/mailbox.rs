@@ -1,12 +1,15 @@
 //! Messages to processes, from any thread.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use codex_files::manifest::Waiter;
+use codex_files::panics;
 use crossbeam_channel::Sender;
 use once_cell::sync::OnceCell;
 use rustler::env::SavedTerm;
 use rustler::{Encoder, Env, LocalPid, OwnedEnv, Reference, Term, thread};
 
-use crate::encode;
+use crate::{encode, guarded};
 
 type Letter = Box<dyn FnOnce() + Send>;
 
@@ -36,7 +39,8 @@ fn send(
     message: impl for<'a> FnOnce(Env<'a>) -> Term<'a> + Send + 'static,
 ) {
     let letter = move || {
-        let _ = env.send_and_clear(&to, message);
+        // A message that cannot be made must not end the thread, which has others to send.
+        let _ = catch_unwind(AssertUnwindSafe(|| env.send_and_clear(&to, message)));
     };
     if thread::is_scheduler_thread() {
         let courier = COURIER
@@ -54,7 +58,10 @@ pub(crate) fn tell(
     to: LocalPid,
     message: impl for<'a> FnOnce(Env<'a>) -> Term<'a> + Send + 'static,
 ) {
-    send(to, OwnedEnv::new(), message);
+    send(to, OwnedEnv::new(), |env| {
+        panics::point("tell");
+        message(env)
+    });
 }
 
 /// A caller and the reference by which it knows its answer.
@@ -79,7 +86,9 @@ impl ReplyTo {
     pub(crate) fn reply(self, result: impl for<'a> FnOnce(Env<'a>) -> Term<'a> + Send + 'static) {
         let reference = self.reference;
         send(self.pid, self.env, move |env| {
-            (reference.load(env), result(env)).encode(env)
+            // The caller waits: if there is no result, the error is.
+            let result = guarded(env, "reply", || Ok(result(env)));
+            (reference.load(env), result).encode(env)
         });
     }
 

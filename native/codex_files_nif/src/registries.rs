@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use codex_files::panics;
 use codex_files::registry::{Observer, Options, Registry};
 use codex_files::sweeper::{Command, Report};
 use once_cell::sync::Lazy;
@@ -29,6 +30,7 @@ pub(crate) struct Handle {
 #[rustler::resource_impl]
 impl Resource for Handle {
     fn down<'a>(&'a self, _env: Env<'a>, pid: LocalPid, _monitor: Monitor) {
+        panics::point("down");
         let mut owner = self.owner.lock();
         // The successor may have come already.
         if *owner == Some(pid) {

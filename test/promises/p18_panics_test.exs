@@ -1,0 +1,412 @@
+defmodule Codex.Files.P18PanicsTest do
+  @moduledoc """
+  P18: a panic on the native side becomes `{:error, {:native_panic, message}}`, takes neither the VM
+  nor a thread down, and leaves the manifest consistent.
+
+  Each test runs in a VM whose native library panics where it is told to: see `panics.rs`.
+  """
+
+  use Codex.Files.StagingCase, async: false
+
+  alias Codex.Files.{ChildVM, HostProject, Native, PanickingLibrary}
+
+  # Cargo may have to build what the tests' own library was not built from.
+  @moduletag timeout: 300_000
+
+  setup_all do
+    %{ebin: PanickingLibrary.build(HostProject.temporary_folder())}
+  end
+
+  setup %{folder: folder, staging_dir: staging_dir, ebin: ebin} do
+    panics = Path.join(folder, "panics")
+    File.mkdir!(panics)
+
+    vm =
+      ChildVM.start(staging_dir, [{"CODEX_FILES_PANICS", panics}],
+        ebin: ebin,
+        stderr: Path.join(folder, "stderr")
+      )
+
+    ChildVM.eval(
+      vm,
+      quote do
+        # What a host may bring.
+        defmodule PlainFile do
+          defdelegate mkdir_p!(path), to: File
+          defdelegate cp!(source, destination), to: File
+          defdelegate rm_rf(path), to: File
+        end
+
+        :ok
+      end
+    )
+
+    kept = write(folder, "source/kept", "kept")
+
+    context = %{
+      vm: vm,
+      panics: panics,
+      kept: kept,
+      small: write(folder, "source/small", "small"),
+      other: write(folder, "source/other", "other"),
+      # The size from which on a copier thread copies is a quarter of that.
+      large: write(folder, "source/large", :binary.copy("large", 200_000))
+    }
+
+    {:ok, attachment} =
+      ChildVM.eval(vm, quote(do: Codex.Files.stage(unquote(kept), persist: true)))
+
+    Map.put(context, :attachment, attachment)
+  end
+
+  # Evaluates code that comes to `point`, where it panics.
+  defp panicking(%{vm: vm, panics: panics}, point, quoted) do
+    file = Path.join(panics, point)
+    File.touch!(file)
+    result = ChildVM.eval(vm, quoted)
+    eventually(fn -> {point, File.exists?(file)} == {point, false} end)
+    result
+  end
+
+  defp panicked(point), do: {:error, {:native_panic, "injected at #{point}"}}
+
+  # Everything that was there is, and everything that can be done is done.
+  defp assert_unharmed(%{vm: vm, attachment: kept} = context, after_what) do
+    {staged, listed, metrics, cleanup, left} =
+      ChildVM.eval(
+        vm,
+        quote do
+          # What expired before.
+          :ok = Codex.Files.force_cleanup()
+
+          staged =
+            for source <- unquote([context.small, context.large, context.kept]),
+                do: Codex.Files.stage(source, ttl_ms: 0)
+
+          {:ok, listed} = Codex.Files.list_staged_result()
+          metrics = Codex.Files.metrics()
+
+          {staged, listed, metrics, Codex.Files.force_cleanup(), Codex.Files.list_staged()}
+        end
+      )
+
+    assert {after_what, [{:ok, small}, {:ok, large}, {:ok, again}]} = {after_what, staged}
+    assert {after_what, again.path, again.persist} == {after_what, kept.path, true}
+    assert {after_what, Enum.sort(listed)} == {after_what, Enum.sort([small, large, again])}
+    bytes = small.size + large.size + again.size
+
+    assert {after_what, %{total_count: 3, total_bytes: ^bytes, persistent_count: 1}} =
+             {after_what, metrics}
+
+    assert {after_what, cleanup, left} == {after_what, :ok, [again]}
+    assert_intact([again])
+    refute File.exists?(small.path)
+    refute File.exists?(large.path)
+  end
+
+  # Kills the default registry, and waits for its successor.
+  defp kill_registry do
+    quote do
+      {:ok, registry} = Codex.Files.Registry.ensure_started()
+      monitor = Process.monitor(registry)
+      Process.exit(registry, :kill)
+      receive do: ({:DOWN, ^monitor, :process, _pid, _reason} -> :ok)
+
+      fn -> Process.whereis(Codex.Files.Registry) end
+      |> Stream.repeatedly()
+      |> Enum.find(&(&1 not in [nil, registry]))
+    end
+  end
+
+  test "at a NIF is the error of this call, and of no other", context do
+    opts = Macro.escape(stage_opts(context.small, checksum: "key"))
+
+    {nifs, first, second} =
+      ChildVM.eval(
+        context.vm,
+        quote do
+          alias Codex.Files.{Native, Registry}
+
+          opts = unquote(opts)
+          dir = Codex.Files.Config.staging_dir()
+          # One that no other code of the library comes to.
+          {handle, false} = Native.open("another", 60_000, true)
+          expired = %{opts | checksum: "expired", ttl_ms: 0}
+          {:copy, staging} = Native.admit(handle, expired, make_ref())
+          {:ok, _attachment, false} = Native.commit_staging(staging)
+          [{removal, _attachment}] = Native.claim_expired(handle)
+          {:copy, staging} = Native.admit(handle, %{opts | checksum: "ticket"}, make_ref())
+
+          nifs = [
+            open: ["a third", 60_000, true],
+            purge: [handle, dir],
+            refresh: [handle, opts],
+            stage: [handle, dir, opts, make_ref()],
+            stage_file: [handle, dir, unquote(context.small), :error, false, 0, make_ref()],
+            list: [handle],
+            metrics: [handle],
+            try_metrics: [handle],
+            force_cleanup: [handle, make_ref()],
+            reset: [handle, unquote(context.folder), make_ref()],
+            describe: [unquote(context.small), :error, false, 60_000],
+            admit: [handle, opts, make_ref()],
+            admit_known: [handle, opts, make_ref()],
+            verify_staging: [staging],
+            commit_staging: [staging],
+            fail_staging: [staging, :erlang.term_to_binary(:reason)],
+            claim_expired: [handle],
+            claim_all: [handle],
+            end_removal: [removal, false],
+            close: [handle, make_ref()]
+          ]
+
+          call = fn {name, args} -> {name, apply(Native, name, args)} end
+
+          first =
+            for {name, _args} = nif <- nifs do
+              File.touch!(Path.join(unquote(context.panics), "nif-#{name}"))
+              call.(nif)
+            end
+
+          {for({name, args} <- nifs, do: {name, length(args)}), first, Enum.map(nifs, call)}
+        end
+      )
+
+    # All there are.
+    assert Enum.sort(nifs) == Enum.sort(Native.__info__(:functions) -- [load: 0, available?: 0])
+    assert first == for({name, _arity} <- nifs, do: {name, panicked("nif-#{name}")})
+    for {name, result} <- second, do: refute({name, result} == {name, panicked("nif-#{name}")})
+    assert {:ok, _attachment, false} = second[:stage]
+    assert :wait = second[:close]
+    assert_unharmed(context, "all")
+  end
+
+  test "is what the callers of the public functions are told of", context do
+    small = context.small
+    opts = Macro.escape(stage_opts(small, checksum: "key", ttl_ms: 0))
+
+    for {nif, call} <- [
+          {"stage_file", quote(do: Codex.Files.stage(unquote(small)))},
+          {"refresh", quote(do: Codex.Files.Registry.stage(unquote(opts)))},
+          {"stage", quote(do: Codex.Files.Registry.stage(unquote(opts)))},
+          {"list", quote(do: Codex.Files.list_staged_result())},
+          {"try_metrics", quote(do: Codex.Files.metrics())},
+          {"force_cleanup", quote(do: Codex.Files.force_cleanup())},
+          {"reset", quote(do: Codex.Files.reset!())}
+        ] do
+      assert {nif, panicking(context, "nif-" <> nif, call)} == {nif, panicked("nif-" <> nif)}
+      assert_unharmed(context, nif)
+    end
+
+    assert panicking(context, "nif-list", quote(do: Codex.Files.list_staged())) == []
+
+    # One that cannot be closed in order leaves what it holds to a successor, as a killed one does.
+    terminate =
+      quote(do: Supervisor.terminate_child(Codex.Files.Supervisor, Codex.Files.Registry))
+
+    assert panicking(context, "nif-close", terminate) == :ok
+    start = quote(do: Codex.Files.Registry.ensure_started())
+    assert panicking(context, "nif-open", start) == panicked("nif-open")
+    assert_unharmed(context, "open and close")
+  end
+
+  test "is what the callers of a registry with a file module are told of", context do
+    opts = Macro.escape(stage_opts(context.other, ttl_ms: 0))
+    stage = quote(do: GenServer.call(:plain, {:stage, unquote(opts)}))
+    cleanup = quote(do: GenServer.call(:plain, :force_cleanup))
+
+    start =
+      quote do
+        {:ok, registry} =
+          Codex.Files.Registry.start_link(
+            name: :plain,
+            manifest_table: :plain,
+            file_module: PlainFile
+          )
+
+        Process.unlink(registry)
+        :ok
+      end
+
+    # Its first work is to clear the staging directory, where another has something.
+    in_own_dir = fn quoted ->
+      quote do
+        Application.put_env(:codex_sdk, :staging_dir, unquote(context.folder <> "/plain"))
+        result = unquote(quoted)
+        Application.put_env(:codex_sdk, :staging_dir, unquote(context.staging_dir))
+        result
+      end
+    end
+
+    assert ChildVM.eval(context.vm, in_own_dir.(start)) == :ok
+
+    for {nif, call} <- [
+          {"admit", stage},
+          {"verify_staging", stage},
+          {"commit_staging", stage},
+          {"claim_expired", cleanup},
+          {"claim_all", quote(do: GenServer.call(:plain, {:reset, "/no/such/directory"}))}
+        ] do
+      assert {nif, panicking(context, "nif-" <> nif, call)} == {nif, panicked("nif-" <> nif)}
+      # No ticket for the same checksum is out any more.
+      assert {nif, {:ok, attachment}} = {nif, ChildVM.eval(context.vm, stage)}
+      assert_intact([attachment])
+
+      if nif == "claim_all" do
+        known = panicking(context, "nif-admit_known", stage)
+        assert known == panicked("nif-admit_known")
+        # The removal has been made, but was not entered: the next one finds nothing to remove.
+        assert panicking(context, "nif-end_removal", cleanup) == :ok
+      end
+
+      # A ticket is given back when the VM has collected the process that had it.
+      eventually(fn ->
+        assert {nif, ChildVM.eval(context.vm, cleanup)} == {nif, :ok}
+        ChildVM.eval(context.vm, quote(do: GenServer.call(:plain, :list))) == []
+      end)
+    end
+
+    assert_unharmed(context, "a file module")
+  end
+
+  test "in a thread is the answer to who waits for it, and the thread goes on", context do
+    %{small: small, other: other, large: large} = context
+    cleanup = quote(do: Codex.Files.force_cleanup())
+    stage_small = quote(do: Codex.Files.stage(unquote(small), ttl_ms: 0))
+    stage_large = quote(do: Codex.Files.stage(unquote(large), ttl_ms: 0))
+
+    stage_and_cleanup =
+      quote do
+        for source <- unquote([small, other]), do: Codex.Files.stage(source, ttl_ms: 0)
+        Codex.Files.force_cleanup()
+      end
+
+    for {point, call} <- [
+          {"sweep", cleanup},
+          {"remove", stage_and_cleanup},
+          {"removed", stage_and_cleanup},
+          {"remove_all", quote(do: Codex.Files.reset!())},
+          {"reply", cleanup},
+          {"copier", stage_large},
+          {"read", stage_large},
+          {"write", stage_large},
+          # More often than there are copiers.
+          {"reply", stage_large},
+          {"reply", stage_large},
+          {"reply", stage_large},
+          {"published", stage_small},
+          {"published", stage_large}
+        ] do
+      assert {point, panicking(context, point, call)} == {point, panicked(point)}
+      assert_unharmed(context, point)
+    end
+
+    # Nobody waits for it.
+    purge =
+      quote do
+        {:ok, handle} = Codex.Files.Registry.handle()
+        Codex.Files.Native.purge(handle, Codex.Files.Config.staging_dir())
+      end
+
+    assert panicking(context, "purge", purge) == :ok
+    assert_unharmed(context, "purge")
+
+    # No large copy has left a part of it.
+    assert ChildVM.eval(context.vm, quote(do: Codex.Files.reset!())) == :ok
+    assert Path.wildcard(context.staging_dir <> "/*/.*") == []
+  end
+
+  test "of a cleanup on time is not the end of those to come", context do
+    for point <- ["sweep", "remove", "tell"] do
+      interval = quote(do: Application.put_env(:codex_sdk, :attachment_cleanup_interval_ms, 10))
+
+      ChildVM.eval(context.vm, interval)
+      ChildVM.eval(context.vm, kill_registry())
+      stage = quote(do: Codex.Files.stage(unquote(context.other), ttl_ms: 0))
+      assert {:ok, attachment} = panicking(context, point, stage)
+      eventually(fn -> not File.exists?(attachment.path) end)
+      ChildVM.eval(context.vm, stage)
+      eventually(fn -> not File.exists?(attachment.path) end)
+      list = quote(do: Codex.Files.list_staged())
+      eventually(fn -> ChildVM.eval(context.vm, list) == [context.attachment] end)
+    end
+  end
+
+  test "of the thread that sends for the schedulers is the answer that it sends", context do
+    opts = Macro.escape(stage_opts(context.other, checksum: "key"))
+
+    wait =
+      quote do
+        alias Codex.Files.Native
+
+        {:ok, handle} = Codex.Files.Registry.handle()
+        {:copy, ticket} = Native.admit(handle, unquote(opts), make_ref())
+        ref = make_ref()
+        :wait = Native.admit(handle, unquote(opts), ref)
+        :ok = Native.fail_staging(ticket, :erlang.term_to_binary(:a_reason))
+        receive do: ({^ref, answer} -> answer), after: (20_000 -> :none)
+      end
+
+    for _ <- 1..3 do
+      assert panicking(context, "reply", wait) == panicked("reply")
+      assert ChildVM.eval(context.vm, wait) == {:error, :a_reason}
+    end
+
+    assert_unharmed(context, "reply")
+  end
+
+  test "when the registry process ends leaves what it holds to its successor", context do
+    for _ <- 1..3 do
+      panicking(context, "down", kill_registry())
+      assert_unharmed(context, "down")
+    end
+  end
+
+  test "under the lock of the manifest releases it, and changes nothing", context do
+    %{kept: kept, small: small, other: other, large: large} = context
+    known = Macro.escape(stage_opts(kept))
+
+    stage_and = fn call ->
+      quote do
+        for source <- unquote([small, other, large]), do: Codex.Files.stage(source, ttl_ms: 0)
+        unquote(call)
+      end
+    end
+
+    cleanup = stage_and.(quote(do: Codex.Files.force_cleanup()))
+    reset = stage_and.(quote(do: Codex.Files.reset!()))
+
+    for {access, call} <- [
+          {"lookup", quote(do: Codex.Files.Registry.stage(unquote(known)))},
+          {"admit", quote(do: Codex.Files.stage(unquote(small)))},
+          {"admit", quote(do: Codex.Files.stage(unquote(large)))},
+          {"refresh", quote(do: Codex.Files.stage(unquote(kept)))},
+          {"commit", quote(do: Codex.Files.stage(unquote(small)))},
+          {"commit", quote(do: Codex.Files.stage(unquote(large)))},
+          {"list", quote(do: Codex.Files.list_staged_result())},
+          {"try_metrics", quote(do: Codex.Files.metrics())},
+          {"claim_expired", cleanup},
+          {"claimed", cleanup},
+          {"end", cleanup},
+          {"claim_files", reset},
+          {"claimed", reset},
+          {"list", reset}
+        ] do
+      point = "manifest-" <> access
+      assert {point, panicking(context, point, call)} == {point, panicked(point)}
+      assert_unharmed(context, point)
+    end
+
+    close =
+      quote do
+        {handle, false} = Codex.Files.Native.open("another", 60_000, true)
+        ref = make_ref()
+        first = Codex.Files.Native.close(handle, make_ref())
+        :wait = Codex.Files.Native.close(handle, ref)
+        receive do: ({^ref, answer} -> {first, answer}), after: (20_000 -> :none)
+      end
+
+    assert panicking(context, "manifest-stop", close) == {panicked("manifest-stop"), :ok}
+    assert_unharmed(context, "manifest-stop")
+  end
+end
