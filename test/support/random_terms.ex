@@ -1,0 +1,218 @@
+defmodule Codex.Files.RandomTerms do
+  @moduledoc false
+  # Calls every function of the native library with terms that are nearly right: valid arguments of
+  # which some are replaced, or changed in a byte of their external format. In a VM of its own, that
+  # may fall.
+
+  alias Codex.Files.{Config, Native}
+
+  @doc """
+  Makes `calls` calls with files below `folder`, chosen by `seed`; how many of them returned, and how
+  many raised. Fails at once if a call panics, or if what is listed is not what is counted.
+  """
+  def run(folder, seed, calls) do
+    :rand.seed(:exsss, {seed, seed, seed})
+    # What is no absolute path is relative to it.
+    File.cd!(folder)
+    source = Path.join(folder, "source")
+    File.write!(source, "some notes")
+    {handle, false} = Native.open("random terms", 0xFFFF_FFFF, true)
+
+    counts =
+      Enum.reduce(1..calls, %{returned: 0, raised: 0}, fn number, counts ->
+        if rem(number, 500) == 0, do: check(handle, number)
+        flush()
+        {name, args} = valid(handle, folder, source)
+        args = args |> mutate() |> Enum.map(&below(&1, folder))
+        Map.update!(counts, call(name, args, number), &(&1 + 1))
+      end)
+
+    check(handle, calls)
+    counts
+  end
+
+  defp call(name, args, number) do
+    case apply(Native, name, args) do
+      {:error, {:native_panic, message}} ->
+        raise "call #{number}, #{name}#{inspect(args)}, panicked: #{message}"
+
+      {handle, adopted?} when name == :open and is_boolean(adopted?) ->
+        Native.close(handle, make_ref())
+
+      _result ->
+        :ok
+    end
+
+    :returned
+  rescue
+    ArgumentError -> :raised
+  end
+
+  # Answers to calls that nobody waits for.
+  defp flush do
+    receive do
+      _message -> flush()
+    after
+      0 -> :ok
+    end
+  end
+
+  defp check(handle, number) do
+    ref = make_ref()
+    :wait = Native.force_cleanup(handle, ref)
+    receive do: ({^ref, _report} -> :ok)
+    attachments = Native.list(handle)
+    %{total_count: count, total_bytes: bytes} = metrics = Native.metrics(handle)
+    true = metrics.persistent_count + metrics.expirable_count == count
+
+    # Sizes are what callers say, and their sum may be more than is counted.
+    sum = attachments |> Enum.map(& &1.size) |> Enum.sum() |> min(0xFFFF_FFFF_FFFF_FFFF)
+
+    if {length(attachments), sum} != {count, bytes} do
+      raise "after call #{number} #{length(attachments)} are listed, #{count} counted"
+    end
+  end
+
+  defp valid(handle, folder, source) do
+    opts = fn ->
+      %{
+        checksum: Enum.random(["a", "b", "c", <<255>>, String.duplicate("0", 64)]),
+        name: Enum.random(["name", <<1, 2, 255>>]),
+        persist: Enum.random([true, false]),
+        ttl_ms: Enum.random([0, 1, 60_000, 0xFFFF_FFFF_FFFF_FFFF, :infinity]),
+        size: Enum.random([0, 10, 0xFFFF_FFFF_FFFF_FFFF]),
+        source_path: source,
+        destination_path: Path.join(folder, Enum.random(["copy", "deep/copy"]))
+      }
+    end
+
+    dir = Config.staging_dir()
+    name = fn -> Enum.random([:error, {:ok, "name"}]) end
+
+    case :rand.uniform(19) do
+      1 -> {:open, [Enum.random(["one", "two"]), 60_000, true]}
+      2 -> {:purge, [handle, dir]}
+      3 -> {:refresh, [handle, opts.()]}
+      4 -> {:stage, [handle, dir, opts.(), make_ref()]}
+      5 -> {:stage_file, [handle, dir, source, name.(), false, 60_000, make_ref()]}
+      6 -> {:list, [handle]}
+      7 -> {:metrics, [handle]}
+      8 -> {:force_cleanup, [handle, make_ref()]}
+      9 -> {:reset, [handle, folder, make_ref()]}
+      10 -> {:describe, [source, name.(), true, :infinity]}
+      11 -> {:admit, [handle, opts.(), make_ref()]}
+      12 -> {:admit_known, [handle, opts.(), make_ref()]}
+      13 -> {:verify_staging, [staging(handle, opts.())]}
+      14 -> {:commit_staging, [staging(handle, opts.())]}
+      15 -> {:fail_staging, [staging(handle, opts.()), :erlang.term_to_binary(:reason)]}
+      16 -> {:claim_expired, [handle]}
+      17 -> {:claim_all, [handle]}
+      18 -> {:end_removal, [removal(handle), Enum.random([true, false])]}
+      19 -> {:close, [closable(), make_ref()]}
+    end
+  end
+
+  # A ticket if there is one to be had, another resource if not.
+  defp staging(handle, opts) do
+    case Native.admit(handle, opts, make_ref()) do
+      {:copy, ticket} -> ticket
+      _known -> handle
+    end
+  end
+
+  defp removal(handle) do
+    case Native.claim_all(handle) do
+      [{ticket, _attachment} | _tickets] -> ticket
+      [] -> handle
+    end
+  end
+
+  defp closable do
+    {handle, _adopted?} = Native.open("closable", 60_000, true)
+    handle
+  end
+
+  ## Mutations
+
+  # Some calls stay as they are, so that the manifest is not always empty.
+  defp mutate(args) do
+    if :rand.uniform(3) == 1 do
+      args
+    else
+      index = :rand.uniform(length(args)) - 1
+      List.update_at(args, index, &mutate_term/1)
+    end
+  end
+
+  defp mutate_term(%{checksum: _checksum} = opts) do
+    case :rand.uniform(4) do
+      1 -> random_term(3)
+      2 -> Map.delete(opts, Enum.random(Map.keys(opts)))
+      _ -> Map.update!(opts, Enum.random(Map.keys(opts)), &mutate_term/1)
+    end
+  end
+
+  defp mutate_term(term) do
+    case :rand.uniform(4) do
+      1 -> change_bytes(term)
+      2 when is_binary(term) -> change_binary(term)
+      3 when is_integer(term) -> term + Enum.random([-1, 1, 0x8000_0000_0000_0000, -term - 1])
+      _ -> random_term(3)
+    end
+  end
+
+  # Its external format with some other bytes, if that is the format of another term.
+  defp change_bytes(term) do
+    term |> :erlang.term_to_binary() |> change_binary() |> :erlang.binary_to_term([:safe])
+  rescue
+    ArgumentError -> random_term(2)
+  end
+
+  defp change_binary(<<>>), do: <<:rand.uniform(256) - 1>>
+
+  defp change_binary(binary) do
+    Enum.reduce(1..:rand.uniform(3), binary, fn _, binary ->
+      position = :rand.uniform(byte_size(binary)) - 1
+      <<before::binary-size(position), _byte, rest::binary>> = binary
+      <<before::binary, :rand.uniform(256) - 1, rest::binary>>
+    end)
+  end
+
+  defp random_term(0), do: Enum.random([nil, 0, -1, "", [], %{}, {}, :infinity, <<0>>, 1.0e300])
+
+  defp random_term(depth) do
+    case :rand.uniform(14) do
+      1 -> :rand.bytes(:rand.uniform(300))
+      2 -> Enum.random([0, 1, 0xFFFF_FFFF_FFFF_FFFF, 0x1_0000_0000_0000_0000, -1])
+      3 -> :rand.uniform() * 1.0e18
+      4 -> Enum.random([true, false, nil, :infinity, :ok, :"Elixir.Codex.Files.Attachment"])
+      5 -> for _ <- 1..:rand.uniform(4), do: random_term(depth - 1)
+      6 -> [random_term(depth - 1) | random_term(depth - 1)]
+      7 -> List.to_tuple(for _ <- 1..:rand.uniform(4), do: random_term(depth - 1))
+      8 -> Map.new(1..3, fn _ -> {random_term(depth - 1), random_term(depth - 1)} end)
+      9 -> <<:rand.uniform(256) - 1, :rand.uniform(8)::3>>
+      10 -> make_ref()
+      11 -> self()
+      12 -> fn -> :ok end
+      13 -> {:ok, random_term(depth - 1)}
+      14 -> {random_term(depth - 1), Enum.random([true, false])}
+    end
+  end
+
+  # Whatever is a path afterwards must not lead out of the folder.
+  defp below(binary, folder) when is_binary(binary) do
+    if binary == folder or String.starts_with?(binary, folder <> "/"),
+      do: String.replace(binary, "..", "__"),
+      else: String.replace(binary, ["/", ".."], "_")
+  end
+
+  defp below({dir, default?}, folder) when is_binary(dir), do: {below(dir, folder), default?}
+
+  defp below(%{} = opts, folder) do
+    Map.new(opts, fn {key, term} ->
+      {key, if(key in [:source_path, :destination_path], do: below(term, folder), else: term)}
+    end)
+  end
+
+  defp below(term, _folder), do: term
+end
