@@ -20,7 +20,7 @@ defmodule Codex.Files.ChildVM do
     umask = Keyword.get(opts, :umask, "022")
     ebin = Keyword.get_lazy(opts, :ebin, fn -> Application.app_dir(:codex_files, "ebin") end)
     stderr = Keyword.get(opts, :stderr, "/dev/stderr")
-    script = ~s(umask #{umask}; exec elixir -pa "$0" -e "$1" 2>>"$2")
+    script = ~s(umask #{umask}; exec elixir "$@" 2>>"$0")
 
     # The shells that start Elixir and Erlang replace themselves: the port's process is the VM.
     port =
@@ -28,7 +28,7 @@ defmodule Codex.Files.ChildVM do
         :binary,
         :exit_status,
         :use_stdio,
-        args: ["-c", script, ebin, code(), stderr],
+        args: ["-c", script, stderr] ++ paths(ebin) ++ ["-e", code()],
         env: for({name, value} <- env, do: {to_charlist(name), to_charlist(value)})
       ])
 
@@ -36,6 +36,12 @@ defmodule Codex.Files.ChildVM do
     vm = %__MODULE__{port: port, os_pid: os_pid}
     eval(vm, quote(do: Application.put_env(:codex_sdk, :staging_dir, unquote(staging_dir))))
     vm
+  end
+
+  # The library's modules, and this one and its neighbours, which may be elsewhere.
+  defp paths(library) do
+    here = __MODULE__ |> :code.which() |> Path.dirname()
+    for path <- Enum.uniq([library, here]), argument <- ["-pa", path], do: argument
   end
 
   defp code, do: "#{inspect(__MODULE__)}.main()"

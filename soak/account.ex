@@ -1,0 +1,96 @@
+defmodule Soak.Account do
+  @moduledoc false
+  # What must be there: whatever was staged with success and a long TTL, unless somebody has begun a
+  # reset since the staging began. Kept apart from the library's own manifest, to be compared with it
+  # and with the disk.
+
+  alias Soak.{Problems, Sources}
+
+  defstruct [:owed, :counters, :problems]
+
+  # The counters.
+  @begun 1
+  @ended 2
+  @first 3
+  @last 4
+  @checks 5
+
+  # What lives at least that long does not expire during a soak.
+  @long_ms 3_600_000
+  def long_ms, do: @long_ms
+
+  def new(problems) do
+    %__MODULE__{
+      owed: :ets.new(__MODULE__, [:public, write_concurrency: true]),
+      counters: :atomics.new(5, []),
+      problems: problems
+    }
+  end
+
+  ## Resets
+
+  @doc "The number of resets so far; `nil` while one is under way."
+  def epoch(%__MODULE__{counters: counters}) do
+    begun = :atomics.get(counters, @begun)
+    if :atomics.get(counters, @ended) == begun, do: begun
+  end
+
+  @doc "Runs a reset. Nothing is owed any more as soon as it begins."
+  def reset(%__MODULE__{counters: counters, owed: owed}, reset) do
+    begun = :atomics.add_get(counters, @begun, 1)
+    result = reset.()
+    :ets.select_delete(owed, [{{:_, :_, :_, :"$1"}, [{:<, :"$1", begun}], [true]}])
+    :atomics.put(counters, @first, :atomics.get(counters, @last) + 1)
+    :atomics.put(counters, @ended, begun)
+    result
+  end
+
+  ## What is owed
+
+  @doc "Enters an attachment whose staging began at `epoch`."
+  def owe(_account, _attachment, nil), do: :ok
+
+  def owe(%__MODULE__{owed: owed, counters: counters}, attachment, epoch) do
+    number = :atomics.add_get(counters, @last, 1)
+    :ets.insert(owed, {number, attachment.checksum, attachment.path, epoch})
+    :ok
+  end
+
+  @doc "All that is owed: `{checksum, path}`, each once."
+  def owed(%__MODULE__{owed: owed} = account) do
+    epoch = epoch(account)
+    Enum.uniq(for {_number, checksum, path, ^epoch} <- :ets.tab2list(owed), do: {checksum, path})
+  end
+
+  def checks(%__MODULE__{counters: counters}), do: :atomics.get(counters, @checks)
+
+  @doc "Looks whether something of what is owed, chosen at random, is there."
+  def check_one(%__MODULE__{owed: owed, counters: counters} = account) do
+    first = max(:atomics.get(counters, @first), 1)
+    last = :atomics.get(counters, @last)
+
+    if last >= first do
+      for {_number, checksum, path, epoch} <- :ets.lookup(owed, Enum.random(first..last)),
+          do: check(account, checksum, path, epoch)
+    end
+  end
+
+  @doc "Looks whether the file is there, whole, unless there was a reset since `epoch`."
+  def check(_account, _checksum, _path, nil), do: :ok
+
+  def check(%__MODULE__{counters: counters} = account, checksum, path, epoch) do
+    :atomics.add(counters, @checks, 1)
+
+    case Sources.digest_of_file(path) do
+      {:ok, ^checksum} -> :ok
+      {:ok, other} -> problem(account, epoch, :wrong_content, "#{path} has the digest #{other}")
+      {:error, reason} -> problem(account, epoch, :loss, "#{path}: #{reason}")
+    end
+  end
+
+  # Not before it is certain that no reset has begun.
+  defp problem(%__MODULE__{counters: counters, problems: problems}, epoch, kind, detail) do
+    if :atomics.get(counters, @begun) == epoch, do: Problems.add(problems, kind, detail)
+    :ok
+  end
+end
