@@ -7,6 +7,8 @@ defmodule Codex.Files.P11KilledRegistryTest do
 
   use Codex.Files.StagingCase, async: false
 
+  alias Codex.Files.PuppetFile
+
   @moduletag :capture_log
 
   @kills 200
@@ -117,6 +119,34 @@ defmodule Codex.Files.P11KilledRegistryTest do
 
       eventually(fn -> Path.wildcard(Codex.Files.staging_dir() <> "/*/*/*") == [] end)
     end
+  end
+
+  test "a caller that has got an exit gets no late answer besides", context do
+    PuppetFile.start()
+    registry = start_registry_with_file_module()
+    {:registered_name, name} = Process.info(registry, :registered_name)
+    PuppetFile.tell(:cp!, :block)
+    opts = stage_opts(context.source, destination_path: Path.join(context.folder, "copy"))
+    test = self()
+
+    spawn_link(fn ->
+      send(
+        test,
+        {:result, or_exit(fn -> GenServer.call(registry, {:stage, opts}, :infinity) end)}
+      )
+
+      receive do: (late -> send(test, {:late, late}))
+    end)
+
+    assert_receive {:callback, copier, :cp!, _args}, 5_000
+    kill(registry)
+    assert_receive {:result, {:exit, {:killed, _call}}}, 5_000
+
+    # The copy goes on without the registry process, and its successor lists it.
+    eventually(fn -> Process.whereis(name) not in [nil, registry] end)
+    PuppetFile.release(copier)
+    eventually(fn -> match?([_attachment], GenServer.call(name, :list)) end)
+    refute_receive {:late, _message}, 200
   end
 
   @tag timeout: 120_000

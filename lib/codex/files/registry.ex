@@ -581,12 +581,15 @@ defmodule Codex.Files.Registry do
 
   ## Workers
 
-  # The worker answers itself; if it dies before, this process answers for it.
+  # The worker answers itself; if it dies before, this process answers for it. If this process is
+  # killed before, its callers exit: the answer would be a stray message in their mailboxes.
   defp start_worker(state, kind, from, work, ticket \\ nil) do
+    registry = self()
+
     {_pid, monitor} =
       spawn_monitor(fn ->
         result = FileModule.caught(work)
-        from && GenServer.reply(from, result)
+        if from && Process.alive?(registry), do: GenServer.reply(from, result)
       end)
 
     put_in(state.workers[monitor], {kind, from, ticket})
