@@ -2,17 +2,30 @@ defmodule Soak.Client do
   @moduledoc false
   # A caller of the library: one operation after the other, chosen at random.
 
-  alias Soak.{Account, Context, Operations, Sources, Tally, Watch}
+  alias Soak.{Account, Context, Operations, Problems, Sources, Tally, Watch}
 
   # The time to live of what is to expire, and the longest pause between two operations.
   @short_ms 100
   @pause_ms 10
 
   def run(context, number) do
-    unless Context.stopped?(context) do
+    if Context.stopped?(context) do
+      look_for_strays(context)
+    else
       step(context, number, :rand.uniform(100))
       Process.sleep(:rand.uniform(@pause_ms + 1) - 1)
       run(context, number)
+    end
+  end
+
+  # Whoever has called and has got a result, or an exit, gets nothing more.
+  defp look_for_strays(context) do
+    receive do
+      message ->
+        Problems.add(context.problems, :stray, inspect(message, limit: 5))
+        look_for_strays(context)
+    after
+      0 -> :ok
     end
   end
 

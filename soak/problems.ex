@@ -6,7 +6,7 @@ defmodule Soak.Problems do
   # More of them tell nothing more.
   @most 1_000
 
-  @kinds [:loss, :wrong_content, :hanging, :leak, :leftover, :error, :crash]
+  @kinds [:loss, :wrong_content, :hanging, :leak, :leftover, :stray, :error, :crash]
 
   @doc "All kinds of problem."
   def kinds, do: @kinds

@@ -42,6 +42,7 @@ defmodule Soak.Report do
       {"hanging callers", :hanging},
       {"leaks", :leak},
       {"left behind", :leftover},
+      {"stray messages", :stray},
       {"unexpected errors", :error},
       {"crashes of the soak itself", :crash}
     ]
@@ -106,6 +107,7 @@ defmodule Soak.Report do
   defp name(:hanging), do: "hanging"
   defp name(:leak), do: "leaking"
   defp name(:leftover), do: "left behind"
+  defp name(:stray), do: "stray messages"
   defp name(:error), do: "unexpected errors"
   defp name(:crash), do: "crashes"
 

@@ -5,19 +5,24 @@ defmodule Soak do
   alias Soak.{Outcome, Phases, Problems, Report}
 
   @usage """
-  bin/soak [MINUTES]
+  bin/soak [MINUTES [PHASE...]]
 
-  The load and two VMs on one staging directory get a third of the time each, crashes and kills of
-  the registry a sixth. There are at least 10 crashes a minute, up to 100, and 1,000 kills, however
-  long they take. A minute if not said otherwise.
+  A minute if not said otherwise. The phases and their shares of it:
+
+    load        a third: everything at once in one VM
+    two_vms     a third: two VMs on one staging directory
+    crashes     a sixth, and 10 a minute at least, 100 from 10 minutes on
+    kills       a sixth, and 200 of the registry a minute at least, 1,000 from 5 minutes on
 
   CODEX_FILES_SOAK_DIR is the folder to work in, by default one in the system's temporary directory.
   """
 
   def main(args) do
-    with [minutes] <- if(args == [], do: ["1"], else: args),
-         {minutes, ""} when minutes > 0 <- Float.parse(minutes) do
-      unless run(minutes), do: exit({:shutdown, 1})
+    with [minutes | names] <- if(args == [], do: ["1"], else: args),
+         {minutes, ""} when minutes > 0 <- Float.parse(minutes),
+         [] <- names -- Map.keys(phases(minutes)) do
+      names = if names == [], do: ~w(load two_vms crashes kills), else: names
+      unless run(minutes, names), do: exit({:shutdown, 1})
     else
       _ ->
         IO.puts(:stderr, @usage)
@@ -25,13 +30,15 @@ defmodule Soak do
     end
   end
 
-  defp run(minutes) do
+  defp run(minutes, names) do
     # Of the children only: nothing is staged in this VM.
     work = Path.join(folder(), "codex_files_soak_#{System.pid()}")
     IO.puts("#{minutes} minutes below #{work}: #{environment()}")
 
     try do
-      outcomes = for {module, run} <- phases(minutes), do: phase(work, module, run)
+      outcomes =
+        for name <- names, {title, run} = phases(minutes)[name], do: phase(work, name, title, run)
+
       Report.summary(outcomes)
     after
       File.rm_rf!(work)
@@ -43,20 +50,23 @@ defmodule Soak do
   defp phases(minutes) do
     third = round(minutes * 20)
     sixth = round(minutes * 10)
-    crashes = minutes |> Kernel.*(10) |> round() |> max(10) |> min(100)
 
-    [
-      {Phases.Load, &Phases.Load.run(&1, third, &2)},
-      {Phases.TwoVMs, &Phases.TwoVMs.run(&1, third, &2)},
-      {Phases.Crashes, &Phases.Crashes.run(&1, sixth, crashes, &2)},
-      {Phases.RegistryKills, &Phases.RegistryKills.run(&1, sixth, &2)}
-    ]
+    %{
+      "load" => {"load", &Phases.Load.run(&1, third, &2)},
+      "two_vms" => {"two VMs", &Phases.TwoVMs.run(&1, third, &2)},
+      "crashes" => {"crashes", &Phases.Crashes.run(&1, sixth, at_least(minutes, 10, 100), &2)},
+      "kills" =>
+        {"kills", &Phases.RegistryKills.run(&1, sixth, at_least(minutes, 200, 1_000), &2)}
+    }
   end
 
-  defp phase(work, module, run) do
-    dir = Path.join(work, module.title() |> String.replace(" ", "_"))
+  defp at_least(minutes, a_minute, most),
+    do: (minutes * a_minute) |> round() |> max(a_minute) |> min(most)
+
+  defp phase(work, name, title, run) do
+    dir = Path.join(work, name)
     File.mkdir_p!(dir)
-    problems = Path.join(work, "problems of #{module.title()}")
+    problems = Path.join(work, "#{name}.problems")
     started = System.monotonic_time(:millisecond)
 
     outcome =
@@ -71,7 +81,7 @@ defmodule Soak do
 
     seconds = (System.monotonic_time(:millisecond) - started) / 1000
 
-    %{outcome | title: module.title(), seconds: seconds, problems: Problems.all(problems)}
+    %{outcome | title: title, seconds: seconds, problems: Problems.all(problems)}
     |> tap(&Report.phase/1)
     |> tap(fn _outcome -> File.rm_rf!(dir) end)
   end

@@ -6,8 +6,6 @@ defmodule Soak.Phases.Crashes do
   alias Codex.Files.ChildVM
   alias Soak.{Account, Outcome, Problems, Published, Sources, Station}
 
-  def title, do: "crashes"
-
   @longest_life_ms 800
   @neighbours_files 20
 

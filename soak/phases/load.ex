@@ -6,8 +6,6 @@ defmodule Soak.Phases.Load do
   alias Codex.Files.ChildVM
   alias Soak.{Outcome, Sources, Station}
 
-  def title, do: "load"
-
   # Beforehand, until memory and threads are what they are under load.
   @warm_up 0.1
 

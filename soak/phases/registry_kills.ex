@@ -5,14 +5,11 @@ defmodule Soak.Phases.RegistryKills do
   alias Codex.Files.ChildVM
   alias Soak.{Outcome, Sources, Station}
 
-  def title, do: "registry killed"
-
-  @kills 1_000
-  # The first ones are not measured.
+  # Before the first measurement, until memory and threads are what they are under load.
   @warm_up 100
   @batch 100
 
-  def run(work, seconds, problems) do
+  def run(work, seconds, minimum, problems) do
     until = System.monotonic_time(:millisecond) + seconds * 1000
     Sources.prepare()
     shared = Sources.write_shared(Path.join(work, "shared"))
@@ -30,7 +27,7 @@ defmodule Soak.Phases.RegistryKills do
     Station.tell(station, :kill_registry, [@warm_up])
     from = Station.idle(station)
     Station.tell(station, :resume)
-    {kills, answered} = kill(station, until, {0, 0})
+    {kills, answered} = kill(station, until, minimum, {0, 0})
     Station.idle(station)
     till = Station.end_resources(station, from)
     report = Station.tell(station, :report)
@@ -44,10 +41,10 @@ defmodule Soak.Phases.RegistryKills do
     }
   end
 
-  defp kill(station, until, {kills, answered}) do
-    if kills < @kills or System.monotonic_time(:millisecond) < until do
+  defp kill(station, until, minimum, {kills, answered}) do
+    if kills < minimum or System.monotonic_time(:millisecond) < until do
       answered = answered + Station.tell(station, :kill_registry, [@batch])
-      kill(station, until, {kills + @batch, answered})
+      kill(station, until, minimum, {kills + @batch, answered})
     else
       {kills, answered}
     end

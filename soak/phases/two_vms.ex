@@ -6,8 +6,6 @@ defmodule Soak.Phases.TwoVMs do
   alias Codex.Files.ChildVM
   alias Soak.{Outcome, Problems, Published, Sources, Station, Tally}
 
-  def title, do: "two VMs"
-
   @longest_life_ms 6_000
 
   defstruct [:work, :staging_dir, :shared, :problems, reports: [], ends: %{stop: 0, kill: 0}]
