@@ -530,6 +530,11 @@ defmodule Codex.Files.Registry do
     {:noreply, state}
   end
 
+  def handle_info({:codex_files, :answer, from, result}, state) do
+    GenServer.reply(from, result)
+    {:noreply, state}
+  end
+
   def handle_info(:cleanup_tick, %{file_module: module, handle: handle} = state)
       when module != nil do
     schedule_cleanup()
@@ -581,15 +586,15 @@ defmodule Codex.Files.Registry do
 
   ## Workers
 
-  # The worker answers itself; if it dies before, this process answers for it. If this process is
-  # killed before, its callers exit: the answer would be a stray message in their mailboxes.
+  # The result goes to this process, which answers: its callers exit if it is killed before, and an
+  # answer of the worker's own would be a stray message in their mailboxes.
   defp start_worker(state, kind, from, work, ticket \\ nil) do
     registry = self()
 
     {_pid, monitor} =
       spawn_monitor(fn ->
         result = FileModule.caught(work)
-        if from && Process.alive?(registry), do: GenServer.reply(from, result)
+        from && send(registry, {:codex_files, :answer, from, result})
       end)
 
     put_in(state.workers[monitor], {kind, from, ticket})
