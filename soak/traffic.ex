@@ -42,6 +42,9 @@ defmodule Soak.Traffic do
   def settle, do: Checker.settle(context())
   def clear, do: Checker.clear(context())
 
+  @doc "Before the VM is stopped under load. See `Soak.Account.close/1`."
+  def close, do: Soak.Account.close(context().account)
+
   def kill_registry(count), do: Disturber.kill_registry(context(), count)
 
   @doc "Collects the garbage of all processes, before the memory is measured."

@@ -70,8 +70,13 @@ defmodule Soak.Phases.TwoVMs do
 
     case Enum.random([:kill, :stop]) do
       :kill -> ChildVM.kill(station.vm) && {:kill, state}
-      :stop -> ChildVM.stop(station.vm) && {:stop, state}
+      :stop -> stop(station) && {:stop, state}
     end
+  end
+
+  defp stop(station) do
+    :ok = Station.tell(station, :close)
+    ChildVM.stop(station.vm)
   end
 
   # Nobody kills a registry here: no call may fail.
