@@ -38,10 +38,11 @@ defmodule Codex.Files.ChildVM do
     vm
   end
 
-  # The library's modules, and this one and its neighbours, which may be elsewhere.
+  # This module and its neighbours may be elsewhere than the library's, which come first: each is put
+  # before the others.
   defp paths(library) do
     here = __MODULE__ |> :code.which() |> Path.dirname()
-    for path <- Enum.uniq([library, here]), argument <- ["-pa", path], do: argument
+    for path <- Enum.uniq([here, library]), argument <- ["-pa", path], do: argument
   end
 
   defp code, do: "#{inspect(__MODULE__)}.main()"
