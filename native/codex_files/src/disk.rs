@@ -130,7 +130,11 @@ pub(crate) struct Source<'a> {
 impl<'a> Source<'a> {
     /// Opens a source that [`look`] has let pass. Never blocks on a pipe or a device.
     pub(crate) fn open(path: &'a Path) -> Result<Self> {
-        let file = sys::open_for_reading(path).context("open", path)?;
+        Self::of(sys::open_for_reading(path), path)
+    }
+
+    fn of(file: nix::Result<File>, path: &'a Path) -> Result<Self> {
+        let file = file.context("open", path)?;
         // Between the look and the open the path may have come to mean another file.
         let stat = sys::fstat(&file).context("stat", path)?;
         check_type(path, &stat)?;
@@ -179,11 +183,15 @@ impl<'a> Source<'a> {
         Ok((hasher.finalize().into(), size))
     }
 
-    /// Copies the content into `target` and gives its size and the digest of what was written.
+    /// Copies the content into `target`, which is empty, and gives its size and the digest of what
+    /// was written.
     pub(crate) fn copy_into(&self, target: &File, target_path: &Path) -> Result<(u64, [u8; 32])> {
         sys::rewind(&self.file).context("read", self.path)?;
         if self.size() <= INLINE_LIMIT as u64 {
             return self.copy_pieces(target, target_path);
+        }
+        if sys::clone_content(target, &self.file).context("write to", target_path)? {
+            return self.digest_of_clone(target, target_path);
         }
         let (full, filled) = crossbeam_channel::bounded::<Vec<u8>>(PIECES);
         let (empty, free) = crossbeam_channel::bounded::<Vec<u8>>(PIECES);
@@ -209,6 +217,17 @@ impl<'a> Source<'a> {
                 .unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));
             written.and(read)
         })
+    }
+
+    /// A clone is the source as it was at one moment, which may have been a later one than that in
+    /// which it was opened.
+    fn digest_of_clone(&self, clone: &File, path: &Path) -> Result<(u64, [u8; 32])> {
+        let grown = FileId::of(&sys::fstat(clone).context("stat", path)?).size() > self.size();
+        if grown {
+            sys::truncate(clone, self.size()).context("write to", path)?;
+        }
+        let (digest, size) = Source::of(sys::duplicate(clone), path)?.digest()?;
+        Ok((size, digest))
     }
 
     /// One piece after the other: what there is to gain from a second thread costs less than one.

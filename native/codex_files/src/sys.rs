@@ -65,10 +65,10 @@ pub(crate) fn open_dir_at(dir: impl AsFd, path: &Path) -> Result<OwnedFd> {
     })
 }
 
-/// Creates a file that must not exist, for writing.
+/// Creates a file that must not exist, for writing and reading back.
 pub(crate) fn create_at(dir: impl AsFd, path: &Path, mode: Mode) -> Result<File> {
     let flags =
-        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     call("create", || fcntl::openat(dir.as_fd(), path, flags, mode)).map(File::from)
 }
 
@@ -108,6 +108,46 @@ pub(crate) fn chmod(path: &Path, mode: Mode) -> Result<()> {
     call("chmod", || {
         sys::stat::fchmodat(fcntl::AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink)
     })
+}
+
+/// Makes an empty file share the content of another, until one of them is written to. `false` where
+/// the file system cannot do that.
+#[cfg(target_os = "linux")]
+pub(crate) fn clone_content(target: &File, source: &File) -> Result<bool> {
+    let cloned = call("clone", || {
+        rustix::fs::ioctl_ficlone(target, source)
+            .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
+    });
+    match cloned {
+        Ok(()) => Ok(true),
+        Err(
+            Errno::EOPNOTSUPP
+            | Errno::EXDEV
+            | Errno::EINVAL
+            | Errno::ENOTTY
+            | Errno::ENOSYS
+            | Errno::EPERM
+            | Errno::EACCES,
+        ) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn clone_content(_target: &File, _source: &File) -> Result<bool> {
+    Ok(false)
+}
+
+pub(crate) fn duplicate(file: &File) -> Result<File> {
+    call("dup", || {
+        file.try_clone()
+            .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+    })
+}
+
+pub(crate) fn truncate(file: &File, size: u64) -> Result<()> {
+    let size = i64::try_from(size).map_err(|_| Errno::EFBIG)?;
+    call("ftruncate", || unistd::ftruncate(file, size))
 }
 
 pub(crate) fn rewind(file: &File) -> Result<()> {
