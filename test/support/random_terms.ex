@@ -28,7 +28,9 @@ defmodule Codex.Files.RandomTerms do
       end)
 
     check(handle, calls)
-    counts
+    ref = make_ref()
+    :wait = Native.close(handle, ref)
+    receive do: ({^ref, _result} -> counts)
   end
 
   defp call(name, args, number) do
