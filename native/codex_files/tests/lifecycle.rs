@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use codex_files::attachment::Checksum;
 use codex_files::disk;
 use codex_files::error::Error;
-use codex_files::manifest::{Outcome, Waiter};
+use codex_files::manifest::{Admission, Manifest, Outcome, Waiter};
 use codex_files::registry::{Observer, Options, Registry};
 use codex_files::sweeper::{Command, Reply, Report};
 use common::*;
@@ -111,6 +112,35 @@ fn p11_an_adopted_registry_does_not_end_when_its_grace_would_have() {
         lab.assert_consistent();
         assert_eq!(lab.attachments().len(), 1);
     }
+}
+
+/// A process that copies through a file module holds the ticket, which goes with it.
+#[test]
+fn p11_whoever_waits_for_one_that_was_killed_is_told_to_ask_again() {
+    let manifest = Manifest::new();
+    let key: Checksum = b"key".as_slice().into();
+    let (sender, receiver) = mpsc::channel();
+    let admit = || {
+        let sender = sender.clone();
+        let waiter = || {
+            Waiter::new(move |outcome| {
+                let _ = sender.send(outcome);
+            })
+        };
+        manifest.admit(&key, KEPT, None, waiter).unwrap()
+    };
+    let Admission::Lead(staging) = admit() else {
+        panic!("nobody else is at it");
+    };
+    for _ in 0..3 {
+        assert!(matches!(admit(), Admission::Waiting));
+    }
+    drop(staging);
+    for _ in 0..3 {
+        let told = receiver.recv_timeout(PATIENCE).expect("nobody hangs");
+        assert!(matches!(told, Outcome::Retry));
+    }
+    assert!(matches!(admit(), Admission::Lead(_)));
 }
 
 #[test]
