@@ -264,16 +264,23 @@ impl Area {
 
     /// A new scratch file for a large content.
     pub(crate) fn large_scratch(self: &Arc<Self>, mode: Mode) -> Result<Scratch, PublishError> {
-        let name = format!("{STAGING_PREFIX}-{}", self.next_number());
-        self.scratch(PathBuf::from(name), mode)
+        self.scratch(self.numbered_scratch(), mode)
     }
 
-    fn scratch(self: &Arc<Self>, name: PathBuf, mode: Mode) -> Result<Scratch, PublishError> {
-        let create = || sys::create_at(self.dir(), &name, mode);
-        let created = match create() {
-            // Left behind by a removal of its own that failed.
-            Err(Errno::EEXIST) => sys::unlink_at(self.dir(), &name).and_then(|()| create()),
-            result => result,
+    fn numbered_scratch(&self) -> PathBuf {
+        PathBuf::from(format!("{STAGING_PREFIX}-{}", self.next_number()))
+    }
+
+    fn scratch(self: &Arc<Self>, mut name: PathBuf, mode: Mode) -> Result<Scratch, PublishError> {
+        let created = loop {
+            match sys::create_at(self.dir(), &name, mode) {
+                Err(Errno::EEXIST) => match self.clear_scratch(&name) {
+                    Ok(true) => {}
+                    Ok(false) => name = self.numbered_scratch(),
+                    Err(errno) => break Err(errno),
+                },
+                result => break result,
+            }
         };
         match created {
             Ok(file) => Ok(Scratch {
@@ -287,6 +294,17 @@ impl Area {
             Err(Errno::ENOENT) => Err(PublishError::AreaLost),
             Err(errno) => Err(Error::io("create", &self.path.join(&name), errno).into()),
         }
+    }
+
+    /// Removes what is where a scratch file is to be, left behind by a removal of its own that
+    /// failed; `false` if it is somebody else's, and stays.
+    fn clear_scratch(&self, name: &Path) -> nix::Result<bool> {
+        match sys::lstat_at(self.dir(), name) {
+            Ok(stat) if !looks_staged(&stat) => return Ok(false),
+            result => forgive_missing(result.map(drop))?,
+        }
+        forgive_missing(sys::unlink_at(self.dir(), name))?;
+        Ok(true)
     }
 
     /// A new scratch file beside a destination that the caller chose. `replaces` is a file that

@@ -15,6 +15,7 @@ use std::process::Child;
 use std::sync::Arc;
 
 use codex_files::attachment::{Attachment, Retention, Ttl};
+use codex_files::disk;
 use codex_files::error::{Error, Insecurity};
 use codex_files::manifest::Outcome;
 use codex_files::registry::{FileRequest, Registry};
@@ -816,6 +817,37 @@ fn p9_a_file_that_somebody_put_in_the_place_of_ours_stays() {
         assert_there(&[destination]);
         assert!(lab.attachments().is_empty());
     }
+}
+
+/// The first name that a copy gets on its way in may be taken: a foreign file of that name was
+/// removed to make room.
+#[test]
+fn p9_a_foreign_file_where_a_copy_is_written_first_stays() {
+    let lab = Lab::new();
+    let small = lab.source("small", b"content");
+    let large = lab.source("large", &vec![1; disk::INLINE_LIMIT + 1]);
+    let attachment = copied(lab.stage_file(&small));
+    let dir = attachment.file.path.parent().unwrap();
+    let mut foreign = vec![dir.join(".staging"), dir.join(".staging-")];
+    foreign.extend((0..8).map(|number| dir.with_file_name(format!(".staging-{number}"))));
+    for path in &foreign {
+        fs::write(path, b"foreign").unwrap();
+    }
+    for name in ["name", ".staging", ".staging-"] {
+        lab.reset();
+        assert_there(&foreign);
+        for source in [&small, &large] {
+            let attachment = copied(lab.stage_file_as(source, name));
+            let content = fs::read(&attachment.file.path).unwrap();
+            assert!(content == fs::read(source).unwrap());
+        }
+        // Where it is to lie in the end is a copy's to take.
+        foreign.retain(|path| path.file_name() != Some(OsStr::new(name)));
+        assert_there(&foreign);
+    }
+    lab.reset();
+    assert_there(&foreign);
+    assert_eq!(tree(&lab.staging_path()).len(), 1 + foreign.len());
 }
 
 // ---- P10 -----------------------------------------------------------------------------------
