@@ -230,8 +230,9 @@ defmodule Codex.FilesTest do
     end
 
     test "removes it once its TTL has passed, not before", %{source: source} do
-      {:ok, attachment} = Codex.Files.stage(source, ttl_ms: 150)
+      # What comes after the staging may take long: the time is counted from before.
       staged_at = System.monotonic_time(:millisecond)
+      {:ok, attachment} = Codex.Files.stage(source, ttl_ms: 150)
 
       eventually(fn ->
         assert Codex.Files.force_cleanup() == :ok
