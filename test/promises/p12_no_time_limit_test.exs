@@ -124,6 +124,9 @@ defmodule Codex.Files.P12NoTimeLimitTest do
         quote do
           alias Codex.Files.Registry
 
+          # A call that exits is to be seen among the results.
+          Process.flag(:trap_exit, true)
+
           for source <- unquote([one, two]), do: {:ok, _} = Codex.Files.stage(source, ttl_ms: 0)
           File.touch!(unquote(wait))
 

@@ -252,6 +252,41 @@ fn whoever_stages_with_a_registry_that_ends_is_answered_and_leaves_nothing() {
     }
 }
 
+/// Copiers are few: one that waited for whoever has the ticket for its content would be missed.
+#[test]
+fn p15_large_copies_of_what_somebody_else_is_at_keep_no_copier() {
+    let lab = Lab::new();
+    let content = vec![7; disk::INLINE_LIMIT + 1];
+    let first = lab.source("large", &content);
+    let (digest, _) = disk::digest_of_file(&first).unwrap();
+    let key: Checksum = disk::hex(&digest).into_bytes().into();
+    let nobody = || Waiter::new(drop);
+    let admission = lab.registry.manifest().admit(&key, KEPT, None, nobody);
+    let Ok(Admission::Lead(staging)) = admission else {
+        panic!("nobody else is at it");
+    };
+    let (sender, receiver) = mpsc::channel();
+    for number in 0..4 {
+        let source = lab.source(&format!("large {number}"), &content);
+        let request = lab.file_request(&source, OsStr::new("large"));
+        let sender = sender.clone();
+        let answer = lab.registry.stage_file(&request, &|| {
+            let sender = sender.clone();
+            Waiter::new(move |outcome| {
+                let _ = sender.send(outcome);
+            })
+        });
+        assert!(answer.is_none(), "it is for a copier");
+    }
+    staged(lab.stage_file(&lab.source("other", &vec![8; disk::INLINE_LIMIT + 1])));
+    assert!(receiver.try_recv().is_err(), "the ticket is still out");
+    drop(staging);
+    for _ in 0..4 {
+        let told = receiver.recv_timeout(PATIENCE).expect("nobody hangs");
+        assert!(matches!(told, Outcome::Retry));
+    }
+}
+
 /// A copier must never wait for what is queued behind it.
 #[test]
 fn p15_more_large_copies_than_copiers_come_to_an_end() {
