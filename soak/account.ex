@@ -19,6 +19,9 @@ defmodule Soak.Account do
   @long_ms 3_600_000
   def long_ms, do: @long_ms
 
+  # So many are read.
+  @sample 100
+
   def new(problems) do
     %__MODULE__{
       owed: :ets.new(__MODULE__, [:public, write_concurrency: true]),
@@ -76,6 +79,25 @@ defmodule Soak.Account do
       for {_number, checksum, path, epoch} <- :ets.lookup(owed, Enum.random(first..last)),
           do: check(account, checksum, path, epoch)
     end
+  end
+
+  @doc """
+  Looks whether all that is owed is there, and whether some of it is whole: before a reset, after
+  which nobody could tell. Returns the number of files.
+  """
+  def check_all(account) do
+    epoch = epoch(account)
+    owed = owed(account)
+
+    for {_checksum, path} <- owed, not File.exists?(path) do
+      problem(account, epoch, :loss, "#{path} is missing")
+    end
+
+    for {checksum, path} <- Enum.take_random(owed, @sample),
+        do: check(account, checksum, path, epoch)
+
+    :atomics.add(account.counters, @checks, length(owed))
+    length(owed)
   end
 
   @doc "Looks whether the file is there, whole, unless there was a reset since `epoch`."

@@ -17,6 +17,7 @@ defmodule Soak.Disturber do
     wait(context, :rand.uniform(every_ms), &crowded?/0)
 
     unless Context.stopped?(context) do
+      Account.check_all(context.account)
       Account.reset(context.account, fn -> Operations.reset(context) end)
       reset(context, every_ms)
     end

@@ -65,7 +65,7 @@ defmodule Soak.Report do
   defp errors(errors) do
     counts = Enum.group_by(errors, &elem(&1, 1), &elem(&1, 2))
     texts = for {reason, counts} <- counts, do: "#{inspect(reason)} #{grouped(Enum.sum(counts))}"
-    figure("calls while the registry was away", Enum.join(texts, ", "))
+    figure("calls that failed", Enum.join(texts, ", "))
   end
 
   defp resources(nil), do: :ok

@@ -5,10 +5,11 @@ defmodule Soak.Station do
   alias Codex.Files.ChildVM
   alias Soak.{Problems, Resources, Traffic}
 
-  defstruct [:vm, :opts]
+  defstruct [:vm, :opts, :first]
 
-  # Beyond what there was at the start. Memory that the allocators keep goes up and down.
-  @spare %{threads: 2, descriptors: 4, rss_kib: 48 * 1024}
+  # Beyond what there was at the start: threads that are started when they are first needed, and
+  # memory that the allocators keep, which goes up and down.
+  @spare %{threads: 4, descriptors: 4, rss_kib: 48 * 1024}
 
   @doc "Starts a VM on a staging directory, without traffic."
   def start(staging_dir, cleanup_interval_ms) do
@@ -22,8 +23,10 @@ defmodule Soak.Station do
 
   @doc "Starts the traffic in a VM."
   def open(vm, opts) do
+    {:ok, _attachments} = ChildVM.eval(vm, quote(do: Codex.Files.list_staged_result()))
+    first = Resources.of(vm.os_pid)
     :ok = ChildVM.eval(vm, quote(do: Traffic.start(unquote(Macro.escape(opts)))))
-    %__MODULE__{vm: vm, opts: opts}
+    %__MODULE__{vm: vm, opts: opts, first: first}
   end
 
   @doc "Calls a function of `Soak.Traffic` in the VM."
@@ -37,12 +40,18 @@ defmodule Soak.Station do
     tell(station, :settle)
   end
 
-  @doc "Once more, then removes everything: what the VM holds when it is idle, as `resources/1`."
+  @doc "The same, and removes everything."
   def idle(station) do
     settle(station)
-    :ok = tell(station, :clear)
-    resources(station)
+    tell(station, :clear)
   end
+
+  @doc """
+  What the VM held at the start: threads and open files before there was any traffic, memory after
+  some of it, with the VM idle.
+  """
+  def start_resources(%__MODULE__{first: first} = station),
+    do: %{first | rss_kib: resources(station).rss_kib}
 
   defp resources(%__MODULE__{vm: vm} = station) do
     tell(station, :collect_garbage)

@@ -6,7 +6,7 @@ defmodule Soak.Traffic do
   use GenServer
 
   alias Codex.Files.Registry
-  alias Soak.{Checker, Client, Context, Disturber, Problems, Tally, Watch}
+  alias Soak.{Account, Checker, Client, Context, Disturber, Problems, Tally, Watch}
 
   @clients 24
 
@@ -32,10 +32,11 @@ defmodule Soak.Traffic do
 
   def resume, do: GenServer.call(__MODULE__, :resume, :infinity)
 
-  @doc "What was counted, and how many checks were made."
+  @doc "What was counted, and how many checks were made, after one of all there is."
   def report do
     context = context()
-    %{counts: Tally.counts(context.tally), checks: Soak.Account.checks(context.account)}
+    Account.check_all(context.account)
+    %{counts: Tally.counts(context.tally), checks: Account.checks(context.account)}
   end
 
   @doc "With the traffic paused. See `Soak.Checker`."
@@ -43,7 +44,7 @@ defmodule Soak.Traffic do
   def clear, do: Checker.clear(context())
 
   @doc "Before the VM is stopped under load. See `Soak.Account.close/1`."
-  def close, do: Soak.Account.close(context().account)
+  def close, do: Account.close(context().account)
 
   def kill_registry(count), do: Disturber.kill_registry(context(), count)
 

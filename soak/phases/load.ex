@@ -6,7 +6,7 @@ defmodule Soak.Phases.Load do
   alias Codex.Files.ChildVM
   alias Soak.{Outcome, Sources, Station}
 
-  # Beforehand, until memory and threads are what they are under load.
+  # Before the memory is measured first, until it is what it is under load.
   @warm_up 0.1
 
   def run(work, seconds, problems) do
@@ -25,10 +25,11 @@ defmodule Soak.Phases.Load do
       )
 
     Process.sleep(round(seconds * @warm_up * 1000))
-    from = Station.idle(station)
+    :ok = Station.idle(station)
+    from = Station.start_resources(station)
     Station.tell(station, :resume)
     Process.sleep(round(seconds * (1 - @warm_up) * 1000))
-    Station.idle(station)
+    :ok = Station.idle(station)
     till = Station.end_resources(station, from)
     report = Station.tell(station, :report)
     ChildVM.stop(vm)

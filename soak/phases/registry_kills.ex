@@ -5,7 +5,7 @@ defmodule Soak.Phases.RegistryKills do
   alias Codex.Files.ChildVM
   alias Soak.{Outcome, Sources, Station}
 
-  # Before the first measurement, until memory and threads are what they are under load.
+  # Before the memory is measured first, until it is what it is under load.
   @warm_up 100
   @batch 100
 
@@ -25,10 +25,11 @@ defmodule Soak.Phases.RegistryKills do
       )
 
     Station.tell(station, :kill_registry, [@warm_up])
-    from = Station.idle(station)
+    :ok = Station.idle(station)
+    from = Station.start_resources(station)
     Station.tell(station, :resume)
     {kills, answered} = kill(station, until, minimum, {0, 0})
-    Station.idle(station)
+    :ok = Station.idle(station)
     till = Station.end_resources(station, from)
     report = Station.tell(station, :report)
     ChildVM.stop(vm)
