@@ -14,6 +14,7 @@ defmodule Soak.Account do
   @first 3
   @last 4
   @checks 5
+  @closed 6
 
   # What lives at least that long does not expire during a soak.
   @long_ms 3_600_000
@@ -25,17 +26,17 @@ defmodule Soak.Account do
   def new(problems) do
     %__MODULE__{
       owed: :ets.new(__MODULE__, [:public, write_concurrency: true]),
-      counters: :atomics.new(5, []),
+      counters: :atomics.new(6, []),
       problems: problems
     }
   end
 
   ## Resets
 
-  @doc "The number of resets so far; `nil` while one is under way."
-  def epoch(%__MODULE__{counters: counters}) do
+  @doc "The number of resets so far; `nil` while one is under way, and once nothing is owed any more."
+  def epoch(%__MODULE__{counters: counters} = account) do
     begun = :atomics.get(counters, @begun)
-    if :atomics.get(counters, @ended) == begun, do: begun
+    if :atomics.get(counters, @ended) == begun and not closed?(account), do: begun
   end
 
   @doc "Runs a reset. Nothing is owed any more as soon as it begins."
@@ -49,7 +50,9 @@ defmodule Soak.Account do
   end
 
   @doc "Nothing is owed any more: the VM is about to stop, and takes its files along."
-  def close(%__MODULE__{counters: counters}), do: :atomics.add(counters, @begun, 1)
+  def close(%__MODULE__{counters: counters}), do: :atomics.put(counters, @closed, 1)
+
+  defp closed?(%__MODULE__{counters: counters}), do: :atomics.get(counters, @closed) == 1
 
   ## What is owed
 
@@ -114,8 +117,10 @@ defmodule Soak.Account do
   end
 
   # Not before it is certain that no reset has begun.
-  defp problem(%__MODULE__{counters: counters, problems: problems}, epoch, kind, detail) do
-    if :atomics.get(counters, @begun) == epoch, do: Problems.add(problems, kind, detail)
+  defp problem(%__MODULE__{counters: counters} = account, epoch, kind, detail) do
+    if :atomics.get(counters, @begun) == epoch and not closed?(account),
+      do: Problems.add(account.problems, kind, detail)
+
     :ok
   end
 end

@@ -2,7 +2,7 @@ defmodule Soak.Client do
   @moduledoc false
   # A caller of the library: one operation after the other, chosen at random.
 
-  alias Soak.{Account, Context, Operations, Problems, Sources, Tally, Watch}
+  alias Soak.{Account, Context, Operations, Problems, Sources, Tally}
 
   # The time to live of what is to expire, and the longest pause between two operations.
   @short_ms 100
@@ -93,7 +93,6 @@ defmodule Soak.Client do
 
     receive do
       {:DOWN, ^monitor, :process, ^pid, reason} ->
-        Watch.forget(context.watch, pid)
         if reason == :killed, do: Tally.add_event(context.tally, :caller_killed)
     end
   end

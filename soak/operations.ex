@@ -7,7 +7,6 @@ defmodule Soak.Operations do
 
   # What a call may say while the registry is being killed and restarted.
   @away [:noproc, :killed, :not_started, :shutdown, :stopped, :normal]
-  def away, do: @away
 
   @ways [:stage, :registry_stage, :call]
 

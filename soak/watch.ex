@@ -14,9 +14,6 @@ defmodule Soak.Watch do
 
   def leave(watch), do: :ets.delete(watch, self())
 
-  @doc "Forgets a process that was killed in a call."
-  def forget(watch, pid), do: :ets.delete(watch, pid)
-
   @doc "One line for each call that takes too long."
   def hanging(watch) do
     latest = System.monotonic_time(:millisecond) - @limit_ms
