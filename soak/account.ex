@@ -92,7 +92,7 @@ defmodule Soak.Account do
     epoch = epoch(account)
     owed = owed(account)
 
-    for {_checksum, path} <- owed, not File.exists?(path) do
+    for {_checksum, path} <- owed, not File.exists?(path, [:raw]) do
       problem(account, epoch, :loss, "#{path} is missing")
     end
 

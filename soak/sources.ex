@@ -28,7 +28,8 @@ defmodule Soak.Sources do
   def write(path, size \\ random_size()) do
     filling = binary_part(:persistent_term.get(__MODULE__), 0, size)
     content = [:crypto.strong_rand_bytes(16), filling]
-    File.write!(path, content)
+    # Raw: otherwise all callers wait for the one process that opens the files of a VM.
+    File.write!(path, content, [:raw])
     %__MODULE__{path: path, checksum: digest(content), size: size + 16}
   end
 
@@ -42,7 +43,18 @@ defmodule Soak.Sources do
 
   @doc "The digest of what is at `path`, or why it cannot be read."
   def digest_of_file(path) do
-    with {:ok, content} <- File.read(path), do: {:ok, digest(content)}
+    with {:ok, file} <- :file.open(path, [:read, :raw, :binary]) do
+      content = read(file, [])
+      :ok = :file.close(file)
+      {:ok, digest(content)}
+    end
+  end
+
+  defp read(file, pieces) do
+    case :file.read(file, @mib) do
+      {:ok, piece} -> read(file, [pieces, piece])
+      :eof -> pieces
+    end
   end
 
   defp digest(content), do: Base.encode16(:crypto.hash(:sha256, content), case: :lower)
