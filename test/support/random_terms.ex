@@ -175,7 +175,8 @@ defmodule Codex.Files.RandomTerms do
   defp change_binary(binary) do
     Enum.reduce(1..:rand.uniform(3), binary, fn _, binary ->
       position = :rand.uniform(byte_size(binary)) - 1
-      <<before::binary-size(position), _byte, rest::binary>> = binary
+      before = binary_part(binary, 0, position)
+      rest = binary_part(binary, position + 1, byte_size(binary) - position - 1)
       <<before::binary, :rand.uniform(256) - 1, rest::binary>>
     end)
   end

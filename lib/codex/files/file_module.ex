@@ -70,19 +70,20 @@ defmodule Codex.Files.FileModule do
     case caught(fn -> put_in_place(module, ticket, opts) end) do
       :ok ->
         outcome = Native.commit_staging(ticket)
+        if match?({:error, _reason}, outcome), do: undo_copy(module, opts)
+        given_up(ticket, Telemetry.staged(outcome))
 
-        with {:error, reason} <- outcome do
-          undo_copy(module, opts)
-          give_up(ticket, reason)
-        end
-
-        Telemetry.staged(outcome)
-
-      {:error, reason} = error ->
-        give_up(ticket, reason)
-        error
+      {:error, _reason} = error ->
+        given_up(ticket, error)
     end
   end
+
+  defp given_up(ticket, {:error, reason} = error) do
+    _ = give_up(ticket, reason)
+    error
+  end
+
+  defp given_up(_ticket, outcome), do: outcome
 
   @doc "Tells everybody who waits for a copy that it has failed, if nobody has told them yet."
   @spec give_up(Native.ticket(), reason :: term()) :: :ok | {:error, term()}
@@ -170,11 +171,11 @@ defmodule Codex.Files.FileModule do
         case remove(module, attachment.path) do
           :ok ->
             remove_checksum_dir(attachment.path, attachment.checksum)
-            Native.end_removal(ticket, true)
+            _ = Native.end_removal(ticket, true)
             {[attachment | cleaned], failed}
 
           {:error, reason} ->
-            Native.end_removal(ticket, false)
+            _ = Native.end_removal(ticket, false)
             {cleaned, [{attachment, reason} | failed]}
         end
       end)

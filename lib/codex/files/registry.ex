@@ -215,7 +215,7 @@ defmodule Codex.Files.Registry do
   end
 
   @doc false
-  @spec metrics(Native.handle()) :: map()
+  @spec metrics(Native.handle()) :: map() | {:error, term()}
   def metrics(handle) do
     with :miss <- Native.try_metrics(handle), do: Native.metrics(handle)
   end
@@ -550,7 +550,7 @@ defmodule Codex.Files.Registry do
 
   @impl true
   def terminate(reason, state) do
-    if orderly?(reason), do: stop(state)
+    _ = if orderly?(reason), do: stop(state)
     :ok
   end
 
@@ -604,7 +604,7 @@ defmodule Codex.Files.Registry do
 
   defp worker_ended(state, from, ticket, reason) do
     # This process has seen the ticket: it would be given back only when its memory is collected.
-    if ticket, do: FileModule.give_up(ticket, reason)
+    _ = if ticket, do: FileModule.give_up(ticket, reason)
     if from, do: GenServer.reply(from, {:error, reason})
     start_waiting_chores(state)
   end
