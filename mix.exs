@@ -35,6 +35,7 @@ defmodule Codex.Files.MixProject do
   defp package do
     [
       licenses: ["MIT"],
+      links: %{"Codex" => "https://github.com/openai/codex"},
       # The native library is built where it is used: the Rust sources and the lock file belong to the package.
       files:
         ~w(lib native Cargo.toml Cargo.lock mix.exs .formatter.exs README.md CHANGELOG.md LICENSE guides)
