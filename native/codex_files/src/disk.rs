@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use crossbeam_channel::{Receiver, Sender};
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use sha2::{Digest, Sha256};
@@ -18,11 +19,12 @@ pub const INLINE_LIMIT: usize = 256 * 1024;
 /// One byte more than a small file has shows that one of unknown size is larger.
 pub(crate) const SMALL_BUFFER: usize = INLINE_LIMIT + 1;
 
-/// The size of a piece: small enough to stay in a core's cache between the hash and the write.
+/// The size of a piece: small enough to stay in a core's cache between the read and the hash.
 const PIECE: usize = 256 * 1024;
 
-/// How many pieces may be under way between the reading and the writing thread.
-const PIECES: usize = 6;
+/// How much the kernel copies at once: little enough for the hash to follow closely, and enough that
+/// the two threads seldom wait for each other.
+const COPIED_AT_ONCE: usize = 1024 * 1024;
 
 /// What the file system knows a file by, and the signs that its content has not changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -193,30 +195,50 @@ impl<'a> Source<'a> {
         if sys::clone_content(target, &self.file).context("write to", target_path)? {
             return self.digest_of_clone(target, target_path);
         }
-        let (full, filled) = crossbeam_channel::bounded::<Vec<u8>>(PIECES);
-        let (empty, free) = crossbeam_channel::bounded::<Vec<u8>>(PIECES);
-        for _ in 0..PIECES {
-            empty
-                .send(Vec::new())
-                .expect("there is room for every piece, and the receiver lives");
-        }
+        let (copied, progress) = crossbeam_channel::unbounded();
         std::thread::scope(|scope| {
-            let writer = scope.spawn(move || -> Result<()> {
-                for piece in filled {
-                    panics::point("write");
-                    sys::write_all(target, &piece).context("write to", target_path)?;
-                    // The reader may have ended already: then nobody needs the piece again.
-                    let _ = empty.send(piece);
-                }
-                Ok(())
-            });
-            let read = self.hash_pieces(&free, &full);
-            drop(full);
-            let written = writer
+            let copier = scope.spawn(move || self.copy_ahead(target, target_path, &copied));
+            let digest = digest_behind(target, target_path, &progress);
+            drop(progress);
+            let copied = copier
                 .join()
                 .unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));
-            written.and(read)
+            copied.and(digest)
         })
+    }
+
+    /// Copies, in the kernel where it can, and tells how far it has come.
+    fn copy_ahead(&self, target: &File, target_path: &Path, copied: &Sender<u64>) -> Result<()> {
+        let mut left = Remaining::new(self);
+        let mut buffer = Vec::new();
+        let mut end = 0;
+        let mut in_kernel = true;
+        loop {
+            panics::point("write");
+            let wanted = left.limit(COPIED_AT_ONCE);
+            let count = if in_kernel {
+                sys::copy_range(&self.file, target, wanted).context("write to", target_path)?
+            } else {
+                buffer.resize(PIECE, 0);
+                let piece = &mut buffer[..wanted.min(PIECE)];
+                let count = sys::read_full(&self.file, piece).context("read", self.path)?;
+                sys::write_all(target, &piece[..count]).context("write to", target_path)?;
+                count
+            };
+            if count == 0 {
+                // Some file systems say so of a file that they cannot copy.
+                if std::mem::take(&mut in_kernel) {
+                    continue;
+                }
+                return Ok(());
+            }
+            left.took(count);
+            end += count as u64;
+            // If nobody hashes any more that has failed, and is the error that counts.
+            if copied.send(end).is_err() {
+                return Ok(());
+            }
+        }
     }
 
     /// A clone is the source as it was at one moment, which may have been a later one than that in
@@ -259,33 +281,28 @@ impl<'a> Source<'a> {
             work(&buffer[..count])?;
         }
     }
+}
 
-    /// Reads pieces, hashes them and passes them on, until the content or the receiver ends.
-    fn hash_pieces(
-        &self,
-        free: &crossbeam_channel::Receiver<Vec<u8>>,
-        full: &crossbeam_channel::Sender<Vec<u8>>,
-    ) -> Result<(u64, [u8; 32])> {
-        let mut hasher = Sha256::new();
-        let mut size = 0_u64;
-        let mut left = Remaining::new(self);
-        // If the writer has failed both channels are closed, and its error is the one that counts.
-        while let Ok(mut piece) = free.recv() {
+/// Reads back and hashes what has been copied, while the next piece is. What is in the file is what
+/// counts; it is still in a cache.
+fn digest_behind(copy: &File, path: &Path, progress: &Receiver<u64>) -> Result<(u64, [u8; 32])> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; PIECE];
+    let mut done = 0;
+    for end in progress {
+        while done < end {
             panics::point("read");
-            piece.resize(PIECE, 0);
-            let wanted = left.limit(PIECE);
-            let count =
-                sys::read_full(&self.file, &mut piece[..wanted]).context("read", self.path)?;
-            left.took(count);
-            piece.truncate(count);
-            hasher.update(&piece);
-            size += count as u64;
-            if count == 0 || full.send(piece).is_err() {
-                break;
+            let wanted = usize::try_from(end - done).map_or(PIECE, |left| left.min(PIECE));
+            let count = sys::read_at(copy, &mut buffer[..wanted], done).context("read", path)?;
+            if count == 0 {
+                // Somebody has cut it off.
+                return Err(Error::io("read", path, Errno::EIO));
             }
+            hasher.update(&buffer[..count]);
+            done += count as u64;
         }
-        Ok((size, hasher.finalize().into()))
     }
+    Ok((done, hasher.finalize().into()))
 }
 
 /// How much of a source is still to be read. What is staged is the file as long as it was when it

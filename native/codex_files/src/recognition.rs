@@ -17,7 +17,8 @@ const CAPACITY: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not zero"
 pub(crate) enum Recognised {
     /// It has this checksum.
     Unchanged(Checksum),
-    /// It was staged before, and may have been written to since then.
+    /// It looks like one that was staged before, but was changed so shortly before then that this
+    /// proves nothing.
     Familiar,
 }
 
@@ -41,10 +42,14 @@ impl Recognition {
     pub(crate) fn recognise(&self, seen: &Fingerprint) -> Option<Recognised> {
         let mut files = self.0.lock();
         let memory = files.get(&key(seen))?;
-        if memory.settled && memory.fingerprint == *seen {
-            return Some(Recognised::Unchanged(memory.checksum.clone()));
+        if memory.fingerprint != *seen {
+            return None;
         }
-        (memory.fingerprint.id.size() == seen.id.size()).then_some(Recognised::Familiar)
+        Some(if memory.settled {
+            Recognised::Unchanged(memory.checksum.clone())
+        } else {
+            Recognised::Familiar
+        })
     }
 
     /// `hashed_at_ms` is when the hashing began.

@@ -110,6 +110,33 @@ pub(crate) fn chmod(path: &Path, mode: Mode) -> Result<()> {
     })
 }
 
+/// Copies up to so many bytes without leaving the kernel, from where both files are; the number
+/// copied. 0 also where that is not possible.
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+pub(crate) fn copy_range(source: &File, target: &File, wanted: usize) -> Result<usize> {
+    let wanted = fault::write_limit(wanted);
+    let copied = call("copy_file_range", || {
+        fcntl::copy_file_range(source, None, target, None, wanted)
+    });
+    match copied {
+        Err(Errno::EOPNOTSUPP | Errno::EXDEV | Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) => {
+            Ok(0)
+        }
+        result => result,
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+pub(crate) fn copy_range(_source: &File, _target: &File, _wanted: usize) -> Result<usize> {
+    Ok(0)
+}
+
+/// Reads from a position; the number of bytes read.
+pub(crate) fn read_at(file: &File, buffer: &mut [u8], from: u64) -> Result<usize> {
+    let from = i64::try_from(from).map_err(|_| Errno::EOVERFLOW)?;
+    call("pread", || sys::uio::pread(file, buffer, from))
+}
+
 /// Makes an empty file share the content of another, until one of them is written to. `false` where
 /// the file system cannot do that.
 #[cfg(target_os = "linux")]

@@ -363,6 +363,8 @@ fn p18_an_answer_that_panics_ends_no_thread() {
             .stage_file(&request, &|| Waiter::new(|_| panic!("a copy's")));
         assert!(answer.is_none(), "it comes later, and panics");
     }
+    // Behind all of those, whose resets would take what is staged next.
+    cleanup(&lab.registry);
     let large = lab.source("other", &vec![9; disk::INLINE_LIMIT + 1]);
     staged(lab.stage_file(&large));
     assert!(!cleanup(&lab.registry).cleaned.is_empty());
