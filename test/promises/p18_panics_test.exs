@@ -27,6 +27,11 @@ defmodule Codex.Files.P18PanicsTest do
         stderr: Path.join(folder, "stderr")
       )
 
+    # One whose native part hangs does not end by itself.
+    on_exit(fn ->
+      System.cmd("kill", ["-KILL", to_string(vm.os_pid)], stderr_to_stdout: true)
+    end)
+
     ChildVM.eval(
       vm,
       quote do
