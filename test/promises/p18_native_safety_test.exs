@@ -188,6 +188,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
         open: ["name", 60_000, true],
         purge: [handle, dir],
         refresh: [handle, opts],
+        refresh_file: [handle, source, {:ok, "name"}, false, 60_000],
         stage: [handle, dir, opts, make_ref()],
         stage_file: [handle, dir, source, {:ok, "name"}, false, 60_000, make_ref()],
         list: [handle],

@@ -146,6 +146,7 @@ defmodule Codex.Files.P18PanicsTest do
             open: ["a third", 60_000, true],
             purge: [handle, dir],
             refresh: [handle, opts],
+            refresh_file: [handle, unquote(context.small), :error, false, 0],
             stage: [handle, dir, opts, make_ref()],
             stage_file: [handle, dir, unquote(context.small), :error, false, 0, make_ref()],
             list: [handle],
@@ -191,6 +192,7 @@ defmodule Codex.Files.P18PanicsTest do
     opts = Macro.escape(stage_opts(small, checksum: "key", ttl_ms: 0))
 
     for {nif, call} <- [
+          {"refresh_file", quote(do: Codex.Files.stage(unquote(small)))},
           {"stage_file", quote(do: Codex.Files.stage(unquote(small)))},
           {"refresh", quote(do: Codex.Files.Registry.stage(unquote(opts)))},
           {"stage", quote(do: Codex.Files.Registry.stage(unquote(opts)))},

@@ -91,7 +91,7 @@ defmodule Codex.Files.RandomTerms do
     dir = Config.staging_dir()
     name = fn -> Enum.random([:error, {:ok, "name"}]) end
 
-    case :rand.uniform(19) do
+    case :rand.uniform(20) do
       1 -> {:open, [Enum.random(["one", "two"]), 60_000, true]}
       2 -> {:purge, [handle, dir]}
       3 -> {:refresh, [handle, opts.()]}
@@ -111,6 +111,7 @@ defmodule Codex.Files.RandomTerms do
       17 -> {:claim_all, [handle]}
       18 -> {:end_removal, [removal(handle), Enum.random([true, false])]}
       19 -> {:close, [closable(), make_ref()]}
+      20 -> {:refresh_file, [handle, source, name.(), false, 60_000]}
     end
   end
 

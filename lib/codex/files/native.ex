@@ -87,6 +87,15 @@ defmodule Codex.Files.Native do
   @spec refresh(handle(), Codex.Files.Registry.stage_opts()) :: outcome() | :miss
   def refresh(_handle, _opts), do: not_loaded()
 
+  @spec refresh_file(
+          handle(),
+          binary(),
+          {:ok, binary()} | :error,
+          boolean(),
+          :infinity | non_neg_integer()
+        ) :: outcome() | :miss
+  def refresh_file(_handle, _path, _name, _persist, _ttl_ms), do: not_loaded()
+
   @spec stage(handle(), staging_dir(), Codex.Files.Registry.stage_opts(), reference()) ::
           outcome() | :wait
   def stage(_handle, _staging_dir, _opts, _reference), do: not_loaded()

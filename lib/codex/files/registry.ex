@@ -227,8 +227,15 @@ defmodule Codex.Files.Registry do
     name = Keyword.fetch(opts, :name)
     persist = Keyword.get(opts, :persist, false)
     ttl_ms = Keyword.get_lazy(opts, :ttl_ms, &Config.ttl_ms/0)
-    dir = Config.staging_dir()
-    finish(fn ref -> Native.stage_file(handle, dir, path, name, persist, ttl_ms, ref) end)
+
+    case Native.refresh_file(handle, path, name, persist, ttl_ms) do
+      :miss ->
+        dir = Config.staging_dir()
+        finish(fn ref -> Native.stage_file(handle, dir, path, name, persist, ttl_ms, ref) end)
+
+      outcome ->
+        Telemetry.staged(outcome)
+    end
   end
 
   @doc false

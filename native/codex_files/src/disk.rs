@@ -122,6 +122,28 @@ pub(crate) fn look(path: &Path) -> Result<FileStat> {
     Ok(stat)
 }
 
+/// The state of a regular file, if caches can tell; nothing is waited for.
+#[cfg(target_os = "linux")]
+pub(crate) fn glance(path: &Path) -> Option<Fingerprint> {
+    let stat = sys::stat_cached(path).ok()?;
+    let kind = SFlag::from_bits_truncate(stat.stx_mode.into()) & SFlag::S_IFMT;
+    (kind == SFlag::S_IFREG).then(|| Fingerprint {
+        id: FileId {
+            dev: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+            ino: stat.stx_ino,
+            size: stat.stx_size,
+            mtime_ns: nanoseconds(stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec.into()),
+        },
+        ctime_ns: nanoseconds(stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec.into()),
+    })
+}
+
+/// Other systems do not say what their caches hold.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn glance(_path: &Path) -> Option<Fingerprint> {
+    None
+}
+
 /// An open source, and what it was when it was opened.
 pub(crate) struct Source<'a> {
     path: &'a Path,
@@ -152,6 +174,11 @@ impl<'a> Source<'a> {
     pub(crate) fn staged_mode(&self) -> Mode {
         let owner = Mode::from_bits_truncate(self.stat.st_mode) & Mode::S_IXUSR;
         owner | Mode::S_IRUSR
+    }
+
+    /// Whether it is on a file system of this machine.
+    pub(crate) fn is_local(&self) -> bool {
+        sys::is_local(&self.file)
     }
 
     /// The fingerprint, if nothing changed since the source was opened.

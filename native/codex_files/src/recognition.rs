@@ -15,8 +15,8 @@ const CAPACITY: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not zero"
 
 /// What is known of a file from a look at it.
 pub(crate) enum Recognised {
-    /// It has this checksum.
-    Unchanged(Checksum),
+    /// It has this checksum, and is on this machine if `local`.
+    Unchanged { checksum: Checksum, local: bool },
     /// It looks like one that was staged before, but was changed so shortly before then that this
     /// proves nothing.
     Familiar,
@@ -26,6 +26,7 @@ struct Memory {
     fingerprint: Fingerprint,
     settled: bool,
     checksum: Checksum,
+    local: bool,
 }
 
 /// By device and inode.
@@ -46,18 +47,28 @@ impl Recognition {
             return None;
         }
         Some(if memory.settled {
-            Recognised::Unchanged(memory.checksum.clone())
+            Recognised::Unchanged {
+                checksum: memory.checksum.clone(),
+                local: memory.local,
+            }
         } else {
             Recognised::Familiar
         })
     }
 
     /// `hashed_at_ms` is when the hashing began.
-    pub(crate) fn remember(&self, fingerprint: Fingerprint, hashed_at_ms: i64, checksum: Checksum) {
+    pub(crate) fn remember(
+        &self,
+        fingerprint: Fingerprint,
+        hashed_at_ms: i64,
+        checksum: Checksum,
+        local: bool,
+    ) {
         let memory = Memory {
             fingerprint,
             settled: fingerprint.settled(hashed_at_ms),
             checksum,
+            local,
         };
         self.0.lock().put(key(&fingerprint), memory);
     }

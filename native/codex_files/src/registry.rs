@@ -200,6 +200,20 @@ impl Registry {
         self.manifest.refresh(&file, retention, Now::read())
     }
 
+    /// Stages a file again that is recognised, if that takes no more than a look at it and at its
+    /// copy, both of this machine and neither to be waited for; short enough for such a thread too.
+    #[must_use]
+    pub fn refresh_file(&self, source: &Path, retention: Retention) -> Option<Attachment> {
+        let recognition = self.recognition.as_ref()?;
+        match recognition.recognise(&disk::glance(source)?)? {
+            Recognised::Unchanged {
+                checksum,
+                local: true,
+            } => self.refresh(&checksum, retention),
+            _ => None,
+        }
+    }
+
     /// Stages a file under the caller's checksum. `None`: a waiter gets the answer.
     pub fn stage(
         self: &Arc<Self>,
@@ -286,7 +300,7 @@ impl Registry {
     /// Stages a file again that is recognised as one that was hashed before.
     fn stage_unchanged(&self, seen: &Fingerprint, retention: Retention) -> Option<Attachment> {
         match self.recognition.as_ref()?.recognise(seen)? {
-            Recognised::Unchanged(checksum) => self.stage_known(&checksum, retention),
+            Recognised::Unchanged { checksum, .. } => self.stage_known(&checksum, retention),
             Recognised::Familiar => None,
         }
     }
@@ -406,7 +420,8 @@ impl Registry {
         if let Some(recognition) = &self.recognition
             && let Some(fingerprint) = source.unchanged()
         {
-            recognition.remember(fingerprint, started.wall_ms, checksum.clone());
+            let local = source.is_local();
+            recognition.remember(fingerprint, started.wall_ms, checksum.clone(), local);
         }
     }
 

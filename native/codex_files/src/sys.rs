@@ -28,6 +28,23 @@ pub(crate) fn stat(path: &Path) -> Result<FileStat> {
     call("stat", || sys::stat::stat(path))
 }
 
+/// What is known of a file without waiting for a disk, a network or another program. `EAGAIN` if
+/// caches cannot lead to it; where they do, and the file is not of this machine, what they say of it
+/// may be old.
+#[cfg(target_os = "linux")]
+pub(crate) fn stat_cached(path: &Path) -> Result<rustix::fs::Statx> {
+    use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+    let raw = |errno: rustix::io::Errno| Errno::from_raw(errno.raw_os_error());
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let file = call("openat2", || {
+        openat2(CWD, path, flags, Mode::empty(), ResolveFlags::CACHED).map_err(raw)
+    })?;
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    call("statx", || {
+        statx(&file, "", flags, StatxFlags::BASIC_STATS).map_err(raw)
+    })
+}
+
 pub(crate) fn lstat(path: &Path) -> Result<FileStat> {
     call("lstat", || sys::stat::lstat(path))
 }

@@ -1193,6 +1193,45 @@ fn p3_a_file_rewritten_within_one_tick_gets_its_new_checksum() {
     }
 }
 
+#[test]
+fn an_unchanged_file_is_staged_again_without_waiting_for_anything() {
+    let lab = Lab::new();
+    let source = lab.source("source", &content(SMALL, 1));
+    let refresh = |path: &Path| lab.registry.refresh_file(path, KEPT);
+    assert!(refresh(&source).is_none());
+    let attachment = copied(lab.stage_file(&source));
+    // Its times are too young to prove anything.
+    assert!(refresh(&source).is_none());
+    eventually("the times are old enough", || {
+        let staged = known(lab.stage_file(&source));
+        assert_eq!(staged.file.checksum, attachment.file.checksum);
+        refresh(&source).is_some()
+    });
+    let link = lab.root.join("link");
+    std::os::unix::fs::symlink(&source, &link).unwrap();
+    for path in [&source, &link] {
+        let refreshed = refresh(path).unwrap();
+        assert_eq!(refreshed.file.checksum, attachment.file.checksum);
+        assert_eq!(refreshed.retention, KEPT);
+    }
+    // Not what only looks like it, and not what is no file at all.
+    let fifo = lab.root.join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let copy = lab.source("copy", &content(SMALL, 1));
+    for path in [&copy, &fifo, &lab.root, &lab.root.join("missing")] {
+        assert!(refresh(path).is_none());
+    }
+    // Not once its copy has gone, and not once it has changed.
+    fs::remove_file(&attachment.file.path).unwrap();
+    assert!(refresh(&source).is_none());
+    copied(lab.stage_file(&source));
+    assert!(refresh(&source).is_some());
+    fs::write(&source, content(SMALL, 2)).unwrap();
+    assert!(refresh(&source).is_none());
+    lab.registry.manifest().stop();
+    assert!(refresh(&source).is_none());
+}
+
 /// Times can be set back by anybody; the change time cannot.
 #[test]
 fn p3_a_file_whose_times_were_set_back_gets_its_new_checksum() {

@@ -74,33 +74,49 @@ impl<'a> StageOpts<'a> {
     }
 }
 
-/// `name` is `{:ok, name}`, or anything else for the default one.
-pub(crate) fn file_request<'a>(
-    staging_dir: StagingDir,
-    path_term: Term<'a>,
-    name_term: Term<'a>,
-    persist: Term<'a>,
-    ttl_term: Term<'a>,
-) -> Decoded<'a, FileRequest> {
-    let source = path(atoms::path(), path_term)?;
-    let name = match name_term.decode::<(Atom, Term<'a>)>() {
-        Ok((_, given)) => {
-            let name = binary(atoms::name(), given)?;
-            checked_name(given, &name)?;
-            name.as_slice()
+/// A file that is staged under the digest of its content.
+pub(crate) struct FileOpts<'a> {
+    pub(crate) source: &'a Path,
+    pub(crate) name: &'a [u8],
+    pub(crate) retention: Retention,
+}
+
+impl<'a> FileOpts<'a> {
+    /// `name` is `{:ok, name}`, or anything else for the default one.
+    pub(crate) fn decode(
+        path_term: Term<'a>,
+        name_term: Term<'a>,
+        persist: Term<'a>,
+        ttl_term: Term<'a>,
+    ) -> Decoded<'a, Self> {
+        let source = path(atoms::path(), path_term)?;
+        let name = match name_term.decode::<(Atom, Term<'a>)>() {
+            Ok((_, given)) => {
+                let name = binary(atoms::name(), given)?;
+                checked_name(given, &name)?;
+                name.as_slice()
+            }
+            Err(_) => default_name(source),
+        };
+        let persist = boolean(persist)?;
+        let reason = || (atoms::invalid_ttl(), ttl_term).encode(ttl_term.get_env());
+        let ttl = ttl(ttl_term).ok_or_else(reason)?;
+        let ttl = if persist { Ttl::Infinity } else { ttl };
+        Ok(Self {
+            source,
+            name,
+            retention: Retention { persist, ttl },
+        })
+    }
+
+    pub(crate) fn into_request(self, staging_dir: StagingDir) -> FileRequest {
+        FileRequest {
+            source: self.source.to_owned(),
+            name: self.name.into(),
+            retention: self.retention,
+            staging_dir,
         }
-        Err(_) => default_name(source),
-    };
-    let persist = boolean(persist)?;
-    let reason = || (atoms::invalid_ttl(), ttl_term).encode(ttl_term.get_env());
-    let ttl = ttl(ttl_term).ok_or_else(reason)?;
-    let ttl = if persist { Ttl::Infinity } else { ttl };
-    Ok(FileRequest {
-        source: source.to_owned(),
-        name: name.into(),
-        retention: Retention { persist, ttl },
-        staging_dir,
-    })
+    }
 }
 
 /// `{path, default?}`.

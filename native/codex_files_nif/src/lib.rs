@@ -14,6 +14,7 @@ mod tickets;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use codex_files::attachment::Attachment;
 use codex_files::disk;
 use codex_files::error::{Error, Failures, Result};
 use codex_files::manifest::{Admission, Origin, Outcome, Removal, Staging};
@@ -23,7 +24,7 @@ use codex_files::staging_area::StagingDir;
 use codex_files::sweeper::{self, Command, Reply};
 use rustler::{Binary, Encoder, Env, Reference, ResourceArc, Term};
 
-use decode::{Decoded, StageOpts};
+use decode::{Decoded, FileOpts, StageOpts};
 use encode::Encoding;
 use mailbox::ReplyTo;
 use registries::Handle;
@@ -103,17 +104,38 @@ fn refresh<'a>(env: Env<'a>, handle: ResourceArc<Handle>, opts: Term<'a>) -> Ter
     guarded(env, "nif-refresh", || {
         let opts = StageOpts::decode(opts)?;
         let refreshed = handle.registry.refresh(&opts.checksum, opts.retention);
-        Ok(match refreshed {
-            Some(attachment) => encode::outcome(
-                env,
-                &Outcome::Staged {
-                    attachment,
-                    origin: Origin::Known,
-                },
-            ),
-            None => atoms::miss().encode(env),
-        })
+        Ok(known_or_miss(env, refreshed))
     })
+}
+
+/// As `refresh`, for a file that is staged under the digest of its content.
+#[rustler::nif]
+fn refresh_file<'a>(
+    env: Env<'a>,
+    handle: ResourceArc<Handle>,
+    path: Term<'a>,
+    name: Term<'a>,
+    persist: Term<'a>,
+    ttl_ms: Term<'a>,
+) -> Term<'a> {
+    guarded(env, "nif-refresh_file", || {
+        let opts = FileOpts::decode(path, name, persist, ttl_ms)?;
+        let refreshed = handle.registry.refresh_file(opts.source, opts.retention);
+        Ok(known_or_miss(env, refreshed))
+    })
+}
+
+fn known_or_miss(env: Env<'_>, refreshed: Option<Attachment>) -> Term<'_> {
+    match refreshed {
+        Some(attachment) => encode::outcome(
+            env,
+            &Outcome::Staged {
+                attachment,
+                origin: Origin::Known,
+            },
+        ),
+        None => atoms::miss().encode(env),
+    }
 }
 
 #[rustler::nif(schedule = "DirtyIo")]
@@ -148,8 +170,8 @@ fn stage_file<'a>(
     reference: Reference<'a>,
 ) -> Term<'a> {
     guarded(env, "nif-stage_file", || {
-        let staging_dir = decode::staging_dir(staging_dir)?;
-        let request = decode::file_request(staging_dir, path, name, persist, ttl_ms)?;
+        let opts = FileOpts::decode(path, name, persist, ttl_ms)?;
+        let request = opts.into_request(decode::staging_dir(staging_dir)?);
         let waiter = || ReplyTo::waiter(env, reference);
         Ok(answer(env, handle.registry.stage_file(&request, &waiter)))
     })
@@ -322,11 +344,10 @@ fn describe<'a>(
     ttl_ms: Term<'a>,
 ) -> Term<'a> {
     guarded(env, "nif-describe", || {
-        let staging_dir = StagingDir::unused();
-        let request = decode::file_request(staging_dir, path, name, persist, ttl_ms)?;
+        let opts = FileOpts::decode(path, name, persist, ttl_ms)?;
         let (digest, size) =
-            disk::digest_of_file(&request.source).map_err(|failed| encode::reason(env, &failed))?;
-        let name = encode::binary(env, &request.name);
+            disk::digest_of_file(opts.source).map_err(|failed| encode::reason(env, &failed))?;
+        let name = encode::binary(env, opts.name);
         Ok((atoms::ok(), (disk::hex(&digest), name, size)).encode(env))
     })
 }

@@ -347,6 +347,10 @@ pub const SMALL: usize = 4096;
 pub const LARGE: usize = disk::INLINE_LIMIT + 1;
 
 pub fn stage_file(registry: &Arc<Registry>, request: &FileRequest) -> Outcome {
+    if let Some(attachment) = registry.refresh_file(&request.source, request.retention) {
+        let origin = Origin::Known;
+        return Outcome::Staged { attachment, origin };
+    }
     until_answered(|waiter| registry.stage_file(request, waiter))
 }
 
