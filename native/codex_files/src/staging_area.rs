@@ -15,6 +15,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -565,6 +566,16 @@ impl StagedFile {
             }
             Place::FileModule => false,
         }
+    }
+
+    /// Where in its path the checksum is, which the name and nothing else follows; `None` if the
+    /// path was not made of them.
+    #[must_use]
+    pub fn checksum_in_path(&self) -> Option<Range<usize>> {
+        matches!(self.place, Place::Area(_)).then(|| {
+            let end = self.path.as_os_str().len() - self.name.len() - "/".len();
+            end - self.checksum.len()..end
+        })
     }
 
     /// The directory made for a destination that the caller chose.

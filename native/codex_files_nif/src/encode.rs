@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 
 use codex_files::attachment::{Attachment, Ttl};
@@ -242,12 +243,16 @@ impl Shapes {
     }
 }
 
-/// How many attachments of a listing share one binary for their paths: as many allocations fewer.
-/// Whoever keeps one of them keeps no more than the paths of so many.
+/// How many attachments of a listing share one binary for their paths, with the checksums and names
+/// in them: as many allocations fewer. Whoever keeps one of them keeps no more than the paths of so
+/// many.
 const PATHS_TOGETHER: usize = 32;
 
-/// The seconds of which a listing remembers the terms; the files of a moment lie together.
-const SECONDS: usize = 16;
+/// The times of which a listing remembers the terms; the files of a moment lie together.
+const TIMES: usize = 16;
+
+/// Terms by the time that they say.
+type Times<'a> = [Option<(i64, Term<'a>)>; TIMES];
 
 /// The terms that the attachments of a listing share.
 pub(crate) struct Encoding<'a> {
@@ -255,7 +260,8 @@ pub(crate) struct Encoding<'a> {
     shapes: &'static Shapes,
     etc_utc: Term<'a>,
     utc: Term<'a>,
-    seconds: RefCell<[Option<(i64, Term<'a>)>; SECONDS]>,
+    seconds: RefCell<Times<'a>>,
+    milliseconds: RefCell<Times<'a>>,
 }
 
 impl<'a> Encoding<'a> {
@@ -266,6 +272,7 @@ impl<'a> Encoding<'a> {
             etc_utc: binary(env, b"Etc/UTC"),
             utc: binary(env, b"UTC"),
             seconds: RefCell::default(),
+            milliseconds: RefCell::default(),
         }
     }
 
@@ -292,26 +299,51 @@ impl<'a> Encoding<'a> {
                 room = rest;
             }
             let joined = Binary::from(joined);
+            let part = |range: Range<usize>| {
+                joined
+                    .make_subbinary(range.start, range.len())
+                    .expect("the binary is as long as all paths together")
+                    .to_term(self.env)
+            };
             let mut start = 0;
             for attachment in &together {
-                let length = path(attachment).len();
-                let path = joined
-                    .make_subbinary(start, length)
-                    .expect("the binary is as long as all paths together");
-                start += length;
-                list = list.list_prepend(self.attachment_at(attachment, path.to_term(self.env)));
+                let end = start + path(attachment).len();
+                let (checksum, name) = match attachment.file.checksum_in_path() {
+                    Some(checksum) => (
+                        part(start + checksum.start..start + checksum.end),
+                        part(start + checksum.end + 1..end),
+                    ),
+                    None => self.checksum_and_name(attachment),
+                };
+                let attachment = self.attachment_of(attachment, checksum, name, part(start..end));
+                list = list.list_prepend(attachment);
+                start = end;
             }
         }
     }
 
     pub(crate) fn attachment(&self, attachment: &Attachment) -> Term<'a> {
-        self.attachment_at(attachment, binary(self.env, path(attachment)))
+        let (checksum, name) = self.checksum_and_name(attachment);
+        let path = binary(self.env, path(attachment));
+        self.attachment_of(attachment, checksum, name, path)
     }
 
-    fn attachment_at(&self, attachment: &Attachment, path: Term<'a>) -> Term<'a> {
-        let env = self.env;
+    fn checksum_and_name(&self, attachment: &Attachment) -> (Term<'a>, Term<'a>) {
         let file = &attachment.file;
-        let checksum = binary(env, &file.checksum);
+        (
+            binary(self.env, &file.checksum),
+            binary(self.env, &file.name),
+        )
+    }
+
+    fn attachment_of(
+        &self,
+        attachment: &Attachment,
+        checksum: Term<'a>,
+        name: Term<'a>,
+        path: Term<'a>,
+    ) -> Term<'a> {
+        let env = self.env;
         let ttl = match attachment.retention.ttl {
             Ttl::Infinity => atoms::infinity().encode(env),
             Ttl::Millis(millis) => millis.encode(env),
@@ -324,10 +356,10 @@ impl<'a> Encoding<'a> {
             &[
                 atoms::attachment().encode(env),
                 checksum,
-                binary(env, &file.name),
+                name,
                 path,
                 checksum,
-                file.size.encode(env),
+                attachment.file.size.encode(env),
                 attachment.retention.persist.encode(env),
                 inserted_at,
                 ttl,
@@ -337,19 +369,20 @@ impl<'a> Encoding<'a> {
 
     /// `None` past the year 9999, where Elixir's calendar ends.
     fn date_time(&self, ms: i64) -> Option<Term<'a>> {
-        let (second, microsecond) = (ms.div_euclid(1000), ms.rem_euclid(1000) * 1000);
-        let microsecond = (microsecond, 3).encode(self.env);
-        let slot = usize::try_from(second.rem_euclid(SECONDS as i64)).ok()?;
-        match self.seconds.borrow()[slot] {
-            // An update leaves the keys to both.
-            Some((seen, date_time)) if seen == second => {
-                return date_time.map_update(atoms::microsecond(), microsecond).ok();
+        remembered(&self.milliseconds, ms, || {
+            let (second, microsecond) = (ms.div_euclid(1000), ms.rem_euclid(1000) * 1000);
+            let microsecond = (microsecond, 3).encode(self.env);
+            let mut is_new = false;
+            let of_second = remembered(&self.seconds, second, || {
+                is_new = true;
+                self.date_time_of(second, microsecond)
+            })?;
+            if is_new {
+                return Some(of_second);
             }
-            _ => {}
-        }
-        let date_time = self.date_time_of(second, microsecond)?;
-        self.seconds.borrow_mut()[slot] = Some((second, date_time));
-        Some(date_time)
+            // An update leaves the keys to both.
+            of_second.map_update(atoms::microsecond(), microsecond).ok()
+        })
     }
 
     fn date_time_of(&self, second: i64, microsecond: Term<'a>) -> Option<Term<'a>> {
@@ -372,6 +405,21 @@ impl<'a> Encoding<'a> {
         ];
         Some(self.shapes.date_time.map(env, &values))
     }
+}
+
+fn remembered<'a>(
+    times: &RefCell<Times<'a>>,
+    time: i64,
+    make: impl FnOnce() -> Option<Term<'a>>,
+) -> Option<Term<'a>> {
+    let slot = usize::try_from(time.rem_euclid(TIMES as i64)).ok()?;
+    match times.borrow()[slot] {
+        Some((seen, term)) if seen == time => return Some(term),
+        _ => {}
+    }
+    let term = make()?;
+    times.borrow_mut()[slot] = Some((time, term));
+    Some(term)
 }
 
 fn path(attachment: &Attachment) -> &[u8] {
