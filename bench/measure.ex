@@ -9,6 +9,10 @@ defmodule Bench.Measure do
   @turn_ns %{quick: 10_000_000, full: 50_000_000}
   @rounds %{quick: 3..31, full: 7..101}
 
+  # Turns of so many operations, on the disk, take minutes, and even out by themselves.
+  @many 50_000
+  @rounds_of_many 3..7
+
   @doc """
   A side of a row that calls `operation` with what `prepare` returned and the number of the call.
   """
@@ -24,8 +28,13 @@ defmodule Bench.Measure do
   def rounds(%Row{} = row, settings) do
     sides = Enum.map(row.sides, &{&1, operations(row, &1, settings)})
     deadline = now() + settings.seconds * 1_000_000_000
-    rounds(row, sides, deadline, @rounds[settings.mode], [])
+    rounds(row, sides, deadline, how_many(row, settings), [])
   end
+
+  defp how_many(%Row{operations: count}, _settings) when is_integer(count) and count >= @many,
+    do: @rounds_of_many
+
+  defp how_many(_row, settings), do: @rounds[settings.mode]
 
   defp rounds(row, sides, deadline, least..most, done) do
     count = length(done)

@@ -7,8 +7,8 @@ defmodule Bench.Scale do
 
   import Bench.Measure, only: [side: 2, calls: 4]
 
-  alias Bench.{Measure, Result, Row, Scene, Sources}
-  alias Codex.Files.Native
+  alias Bench.{Measure, Report, Result, Row, Scene, Sources}
+  alias Codex.Files.{Native, Registry}
 
   @names ~w(memory core list_all)
 
@@ -17,8 +17,10 @@ defmodule Bench.Scale do
   # Bytes an entry, its strings aside.
   @memory_limit 400
 
-  # By how much an operation may cost more for an entry among very many than among few.
+  # By how much an operation may cost more for an entry among very many than among fewer: from the
+  # size on at which the caches of a processor do not hold all of them any more.
   @linear 1.5
+  @linear_from 20_000
 
   @operations [
     {"insert", "manifest: insert", nil},
@@ -141,20 +143,26 @@ defmodule Bench.Scale do
         results
       end
 
-    [[%{row: %{entries: fewest}, values: %{codex_files: few}} | _] | _] = results
-    few = Result.median(few) / fewest
+    base = Enum.find(results, fn [list | _] -> list.row.entries >= @linear_from end)
 
     for [list | others] <- results do
-      %{row: row, values: %{codex_files: values}} = list
-      ratio = Result.median(values) / row.entries / few
-
-      bar =
-        {:measured, "linear: an entry at most #{@linear}x that of #{fewest}",
-         "#{Result.number(ratio)}x", ratio <= @linear}
-
-      Enum.each([%{list | row: %{row | bars: [bar]}} | others], report)
+      bars = if base, do: linear(list, hd(base)), else: []
+      Enum.each([%{list | row: %{list.row | bars: bars}} | others], report)
     end
   end
+
+  defp linear(%{row: %{entries: entries}}, %{row: %{entries: fewest}}) when entries <= fewest,
+    do: []
+
+  defp linear(list, base) do
+    ratio = an_entry(list) / an_entry(base)
+
+    asked = "linear: an entry at most #{@linear}x that of #{Report.grouped(base.row.entries)}"
+    [{:measured, asked, "#{Result.number(ratio)}x", ratio <= @linear}]
+  end
+
+  defp an_entry(%{row: row, values: %{codex_files: values}}),
+    do: Result.median(values) / row.entries
 
   defp list_rows(handle, entries) do
     [
@@ -168,7 +176,7 @@ defmodule Bench.Scale do
         name: "list_all",
         title: "metrics, entries without files",
         entries: entries,
-        sides: [side(:codex_files, fn _, _ -> Native.metrics(handle) end)],
+        sides: [side(:codex_files, fn _, _ -> Registry.metrics(handle) end)],
         bars: [{:at_most, 5_000}]
       },
       %Row{

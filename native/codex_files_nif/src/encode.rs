@@ -243,10 +243,10 @@ impl Shapes {
     }
 }
 
-/// How many attachments of a listing share one binary for their paths, with the checksums and names
-/// in them: as many allocations fewer. Whoever keeps one of them keeps no more than the paths of so
-/// many.
-const PATHS_TOGETHER: usize = 32;
+/// How many attachments of a listing share one binary for their strings: as many allocations fewer,
+/// and what is not in a cache is fetched for several at once. Whoever keeps one of them keeps no more
+/// than the strings of so many.
+const TOGETHER: usize = 32;
 
 /// The times of which a listing remembers the terms; the files of a moment lie together.
 const TIMES: usize = 16;
@@ -283,65 +283,48 @@ impl<'a> Encoding<'a> {
     ) -> Term<'a> {
         let mut list = Term::list_new_empty(self.env);
         let mut attachments = attachments.into_iter();
-        let mut together = Vec::with_capacity(PATHS_TOGETHER);
+        let mut together = Vec::with_capacity(TOGETHER);
         loop {
             together.clear();
-            together.extend(attachments.by_ref().take(PATHS_TOGETHER));
+            together.extend(attachments.by_ref().take(TOGETHER));
             if together.is_empty() {
                 return list;
             }
-            let paths = together.iter().map(|attachment| path(attachment));
-            let mut joined = NewBinary::new(self.env, paths.clone().map(<[u8]>::len).sum());
+            let strings = together.iter().copied().flat_map(strings);
+            let mut joined = NewBinary::new(self.env, strings.clone().map(<[u8]>::len).sum());
             let mut room = joined.as_mut_slice();
-            for path in paths {
-                let (start, rest) = room.split_at_mut(path.len());
-                start.copy_from_slice(path);
+            for string in strings {
+                let (start, rest) = room.split_at_mut(string.len());
+                start.copy_from_slice(string);
                 room = rest;
             }
             let joined = Binary::from(joined);
             let part = |range: Range<usize>| {
                 joined
                     .make_subbinary(range.start, range.len())
-                    .expect("the binary is as long as all paths together")
+                    .expect("the binary is as long as all strings together")
                     .to_term(self.env)
             };
             let mut start = 0;
             for attachment in &together {
-                let end = start + path(attachment).len();
-                let (checksum, name) = match attachment.file.checksum_in_path() {
-                    Some(checksum) => (
-                        part(start + checksum.start..start + checksum.end),
-                        part(start + checksum.end + 1..end),
-                    ),
-                    None => self.checksum_and_name(attachment),
-                };
-                let attachment = self.attachment_of(attachment, checksum, name, part(start..end));
-                list = list.list_prepend(attachment);
-                start = end;
+                let [path, checksum, name] = ranges(attachment, start);
+                start = path.end.max(name.end);
+                let strings = [part(path), part(checksum), part(name)];
+                list = list.list_prepend(self.attachment_of(attachment, strings));
             }
         }
     }
 
     pub(crate) fn attachment(&self, attachment: &Attachment) -> Term<'a> {
-        let (checksum, name) = self.checksum_and_name(attachment);
-        let path = binary(self.env, path(attachment));
-        self.attachment_of(attachment, checksum, name, path)
-    }
-
-    fn checksum_and_name(&self, attachment: &Attachment) -> (Term<'a>, Term<'a>) {
         let file = &attachment.file;
-        (
-            binary(self.env, &file.checksum),
-            binary(self.env, &file.name),
-        )
+        let strings = [path(attachment), &file.checksum, &file.name];
+        self.attachment_of(attachment, strings.map(|bytes| binary(self.env, bytes)))
     }
 
     fn attachment_of(
         &self,
         attachment: &Attachment,
-        checksum: Term<'a>,
-        name: Term<'a>,
-        path: Term<'a>,
+        [path, checksum, name]: [Term<'a>; 3],
     ) -> Term<'a> {
         let env = self.env;
         let ttl = match attachment.retention.ttl {
@@ -420,6 +403,32 @@ fn remembered<'a>(
     let term = make()?;
     times.borrow_mut()[slot] = Some((time, term));
     Some(term)
+}
+
+/// What a listing needs of an attachment's path, checksum and name to have all three.
+fn strings(attachment: &Attachment) -> [&[u8]; 3] {
+    let file = &attachment.file;
+    match file.checksum_in_path() {
+        Some(_) => [path(attachment), &[], &[]],
+        None => [path(attachment), &file.checksum, &file.name],
+    }
+}
+
+/// Where its path, its checksum and its name are, if its [`strings`] begin at `start`.
+fn ranges(attachment: &Attachment, start: usize) -> [Range<usize>; 3] {
+    let file = &attachment.file;
+    let path = start..start + path(attachment).len();
+    let (checksum, name) = match file.checksum_in_path() {
+        Some(Range {
+            start: from,
+            end: to,
+        }) => (start + from..start + to, start + to + "/".len()..path.end),
+        None => {
+            let name = path.end + file.checksum.len();
+            (path.end..name, name..name + file.name.len())
+        }
+    };
+    [path, checksum, name]
 }
 
 fn path(attachment: &Attachment) -> &[u8] {
