@@ -122,14 +122,14 @@ defmodule Bench do
     end
 
     # First, before the memory of the VM has grown for another reason.
-    if "memory" in rows, do: Scale.memory(List.last(settings.entries), report)
+    memory = if "memory" in rows, do: Scale.memory(List.last(settings.entries)), else: %{}
 
     if scenes != [],
       do: Enum.each(settings.entries, &Scene.run(&1, scenes, dirs, settings, report))
 
     if larges != [], do: Large.run(larges, settings.large_mib, dirs, settings, report)
     sizes = settings.entries ++ [settings.many]
-    if "memory" in rows or "core" in rows, do: Scale.core(sizes, rows, report)
+    if "memory" in rows or "core" in rows, do: Scale.core(sizes, rows, memory, report)
     if "list_all" in rows, do: Scale.list_all(sizes, settings, report)
     fairness = if "fairness" in rows, do: Fairness.run(settings.fairness_mib, dirs, settings)
     if fairness, do: Report.fairness(fairness)

@@ -32,11 +32,11 @@ defmodule Bench.Scale do
     {"sweep", "manifest: sweep of 1,000, an entry", 1_000}
   ]
 
-  @doc "What the core says at each of the sizes."
-  def core(sizes, names, report) do
+  @doc "What the core says at each of the sizes, with what `memory/1` said."
+  def core(sizes, names, memory, report) do
     figures = core_figures(sizes)
 
-    if "memory" in names, do: Enum.each(sizes, &core_memory(figures, &1, report))
+    if "memory" in names, do: Enum.each(sizes, &core_memory(figures, &1, memory, report))
 
     if "core" in names do
       for {operation, title, _} <- @operations, entries <- sizes do
@@ -59,7 +59,7 @@ defmodule Bench.Scale do
     end
   end
 
-  defp core_memory(figures, entries, report) do
+  defp core_memory(figures, entries, memory, report) do
     [strings] = figures[{entries, "strings"}]
     [allocated] = figures[{entries, "memory"}]
     own = allocated - strings
@@ -70,12 +70,13 @@ defmodule Bench.Scale do
 
     row = %Row{
       name: "memory",
-      title: "memory of an entry, allocated by the core",
+      title: "memory of an entry",
       entries: entries,
       bars: [bar]
     }
 
-    report.(%Result{row: row, unit: :bytes, values: %{codex_files: [allocated]}})
+    values = Map.merge(%{codex_files: [allocated]}, Map.get(memory, entries, %{}))
+    report.(%Result{row: row, unit: :bytes, values: values})
 
     row = %Row{
       name: "memory",
@@ -90,46 +91,25 @@ defmodule Bench.Scale do
     })
   end
 
-  @doc "Memory in this VM, with real files. The first thing to be measured: nothing is ever given back."
-  def memory(entries, report) do
+  @doc """
+  How much the VM grows with each entry in plain Elixir, with real files. Of the library the VM does
+  not know what it allocates; its core counts that itself.
+  """
+  def memory(entries) do
     # What is there once and for all.
-    Scene.fill(&Codex.Files.stage/1, 100)
     Scene.fill(&Comparator.Files.stage/1, 100)
-    :ok = Codex.Files.reset!()
     :ok = Comparator.Files.reset!()
 
-    values = %{
-      codex_files: [growth(&resident/0, &Codex.Files.stage/1, entries)],
-      elixir: [growth(fn -> :erlang.memory(:total) end, &Comparator.Files.stage/1, entries)]
-    }
-
-    row = %Row{
-      name: "memory",
-      title: "memory of an entry, growth of the VM",
-      entries: entries
-    }
-
-    report.(%Result{row: row, unit: :bytes, values: values})
-    :ok = Codex.Files.reset!()
+    before = collected()
+    Scene.fill(&Comparator.Files.stage/1, entries)
+    growth = (collected() - before) / entries
     :ok = Comparator.Files.reset!()
+    %{entries => %{elixir: [growth]}}
   end
 
-  # For the library the resident set, since the VM does not know what native code allocates; for
-  # plain Elixir what the VM says, since its resident set has garbage in it.
-  defp growth(memory, stage, entries) do
-    before = collected(memory)
-    Scene.fill(stage, entries)
-    (collected(memory) - before) / entries
-  end
-
-  defp collected(memory) do
+  defp collected do
     for pid <- Process.list(), do: :erlang.garbage_collect(pid)
-    memory.()
-  end
-
-  defp resident do
-    [_, kib] = Regex.run(~r/^VmRSS:\s+(\d+) kB$/m, File.read!("/proc/self/status"))
-    String.to_integer(kib) * 1024
+    :erlang.memory(:total)
   end
 
   @doc "`list`, `metrics` and a cleanup of nothing at each of the sizes, through the VM, no files."
