@@ -9,7 +9,7 @@ defmodule Soak.Station do
 
   # Beyond what there was at the start: threads that are started when they are first needed, and
   # memory that the allocators keep, which goes up and down.
-  @spare %{threads: 4, descriptors: 4, rss_kib: 48 * 1024}
+  @spare %{threads: 4 + System.schedulers_online(), descriptors: 4, rss_kib: 48 * 1024}
 
   @doc "Starts a VM on a staging directory, without traffic."
   def start(staging_dir, cleanup_interval_ms) do

@@ -1,6 +1,6 @@
 defmodule Codex.Files.P15BigCopiesTest do
   @moduledoc """
-  P15: a big copy delays nobody else: small stagings, `list` and `metrics` go on beside it.
+  P15: a big copy delays nobody else: other stagings, `list` and `metrics` go on beside it.
   """
 
   use Codex.Files.StagingCase, async: false
@@ -12,7 +12,7 @@ defmodule Codex.Files.P15BigCopiesTest do
 
   @moduletag timeout: 180_000
 
-  test "small stagings, list, metrics, cleanups and known keys go on", %{folder: folder} do
+  test "smaller stagings, list, metrics, cleanups and known keys go on", %{folder: folder} do
     known = write(folder, "known", "known")
     {:ok, known_attachment} = Codex.Files.stage(known)
 
@@ -31,6 +31,10 @@ defmodule Codex.Files.P15BigCopiesTest do
         assert GenServer.call(Registry, :list) != []
         assert Codex.Files.force_cleanup() == :ok
         refute File.exists?(attachment.path)
+
+        # Too large to be copied by the thread that is asked.
+        medium = write(folder, "medium", String.duplicate("#{round}", 300_000))
+        assert {:ok, _attachment} = Codex.Files.stage(medium, ttl_ms: 0)
       end
     )
 

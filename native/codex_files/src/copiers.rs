@@ -12,16 +12,31 @@ use crate::error::Error;
 use crate::manifest::{Outcome, Waiter};
 use crate::panics;
 
-/// Copies under way at once. Each one reads and hashes in one thread and writes in another.
-const COPIERS: usize = 2;
+/// Files up to this size have copiers of their own: they need not wait for those that take a hundred
+/// times as long.
+const MEDIUM: u64 = 16 * 1024 * 1024;
+
+/// Copies of one kind under way at once. A large one keeps one core busy, which hashes, and half of
+/// another, which writes.
+fn how_many() -> usize {
+    std::thread::available_parallelism().map_or(2, |cores| (cores.get() / 2).max(2))
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 
-static JOBS: OnceCell<Sender<Job>> = OnceCell::new();
+/// The way to the copiers of each kind.
+struct Copiers {
+    medium: Sender<Job>,
+    large: Sender<Job>,
+}
 
-/// Runs `work` as soon as a copier is free. Its outcome goes to `waiter`, unless `work` has handed
-/// the waiter on: a copier never waits for another piece of work, which may be queued behind it.
+static COPIERS: OnceCell<Copiers> = OnceCell::new();
+
+/// Runs `work` on a file of `size` bytes as soon as a copier is free. Its outcome goes to `waiter`,
+/// unless `work` has handed the waiter on: a copier never waits for another piece of work, which may
+/// be queued behind it.
 pub(crate) fn run(
+    size: u64,
     work: impl FnOnce(&mut Option<Waiter>) -> Outcome + Send + 'static,
     waiter: Waiter,
 ) {
@@ -37,8 +52,9 @@ pub(crate) fn run(
             let _ = catch_unwind(AssertUnwindSafe(|| waiter.answer(outcome)));
         }
     });
-    match JOBS.get_or_try_init(start) {
-        Ok(jobs) => {
+    match COPIERS.get_or_try_init(start) {
+        Ok(Copiers { medium, large }) => {
+            let jobs = if size <= MEDIUM { medium } else { large };
             // The receivers live as long as the process.
             let _ = jobs.send(job);
         }
@@ -47,9 +63,16 @@ pub(crate) fn run(
     }
 }
 
-fn start() -> std::io::Result<Sender<Job>> {
+fn start() -> std::io::Result<Copiers> {
+    Ok(Copiers {
+        medium: start_some()?,
+        large: start_some()?,
+    })
+}
+
+fn start_some() -> std::io::Result<Sender<Job>> {
     let (jobs, queue) = crossbeam_channel::unbounded::<Job>();
-    for _ in 0..COPIERS {
+    for _ in 0..how_many() {
         let queue = queue.clone();
         std::thread::Builder::new()
             .name("codex_copier".into())

@@ -233,8 +233,10 @@ impl Registry {
             if source.size() <= disk::INLINE_LIMIT as u64 {
                 return Ok(Some(self.stage_here(request, &source, staging)));
             }
+            let size = source.size();
             let (registry, request, waiter) = (self.clone(), request.clone(), make_waiter());
             copiers::run(
+                size,
                 move |_| match open_for_stage(&request) {
                     Ok(source) => registry.stage_here(&request, &source, staging),
                     Err(error) => fail(staging, error),
@@ -286,6 +288,7 @@ impl Registry {
             }
             let (registry, request, waiter) = (self.clone(), request.clone(), make_waiter());
             copiers::run(
+                seen.id.size(),
                 move |waiter| {
                     registry
                         .stage_large_file(&request, waiter)
