@@ -1,7 +1,7 @@
 //! The threads that copy large files, so that no scheduler thread is held up by one.
 //!
-//! They are shared by all registries, and bounded: beyond the number of cores, more copies at once
-//! only make each of them, and everything else, slower.
+//! They are shared by all registries, and bounded: once the cores are busy, more copies at once only
+//! make each of them, and everything else, slower.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
