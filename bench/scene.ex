@@ -22,7 +22,7 @@ defmodule Bench.Scene do
 
   @doc "Measures the rows chosen; the files are gone in the end."
   def run(entries, names, dirs, settings, report) do
-    bare? = Enum.any?(["new", "cleanup", "reset"], &(&1 in names))
+    bare? = Enum.any?(["known", "new", "cleanup", "reset"], &(&1 in names))
     fill(entries, dirs, bare?)
 
     for row <- rows(entries, dirs), row.name in names do
@@ -102,7 +102,11 @@ defmodule Bench.Scene do
             entries,
             &Sources.stage_opts(&1, dirs.elixir),
             &Comparator.Registry.stage/1
-          )
+          ),
+          # The look at the file that the library takes, and plain Elixir does not.
+          Side.new(:bare, fn _, callers, count ->
+            Bare.look(dirs.bare, callers, entries, count)
+          end)
         ],
         bars: [{:faster, 3}]
       },

@@ -5,6 +5,7 @@
 //! ```text
 //! publish <directory> <threads> <first> <count> <size>   mkdir, create, write, close, rename
 //! remove <directory> <first> <count>                     unlink, rmdir
+//! look <directory> <threads> <there> <count>             lstat of some of those that are there
 //! ```
 
 #[path = "../benches/entries/mod.rs"]
@@ -19,7 +20,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, open, openat, renameat};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, lstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, close, unlinkat, write};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -34,7 +35,10 @@ fn main() -> Result<(), Box<dyn Error>> {
                 &vec![b'x'; size.parse()?],
             )?,
             ["remove", dir, first, count] => remove(dir, range(first, count)?)?,
-            _ => return Err(format!("expected publish or remove, got: {line}").into()),
+            ["look", dir, threads, there, count] => {
+                look(dir, threads.parse()?, there.parse()?, count.parse()?)?
+            }
+            _ => return Err(format!("expected publish, remove or look, got: {line}").into()),
         };
         println!("{}", elapsed.as_nanos());
         std::io::stdout().flush()?;
@@ -85,20 +89,27 @@ fn publish(
 ) -> Result<Duration, Box<dyn Error>> {
     let dir = open_dir(dir)?;
     let names = names(numbers)?;
-    let share = names.len().div_ceil(threads).max(1);
-    let shares: Vec<&[Names]> = names.chunks(share).collect();
+    in_threads(threads, &names, |names| publish_one(&dir, names, content))
+}
+
+/// How long the threads take, from the first start to the last end, each with its share.
+fn in_threads<T: Sync>(
+    threads: usize,
+    items: &[T],
+    work: impl Fn(&T) -> nix::Result<()> + Sync,
+) -> Result<Duration, Box<dyn Error>> {
+    let share = items.len().div_ceil(threads).max(1);
+    let shares: Vec<&[T]> = items.chunks(share).collect();
     let ready = Barrier::new(shares.len());
     let times: Vec<nix::Result<(Instant, Instant)>> = std::thread::scope(|scope| {
         let threads: Vec<_> = shares
             .into_iter()
             .map(|share| {
-                let (dir, ready) = (&dir, &ready);
+                let (ready, work) = (&ready, &work);
                 scope.spawn(move || {
                     ready.wait();
                     let start = Instant::now();
-                    for names in share {
-                        publish_one(dir, names, content)?;
-                    }
+                    share.iter().try_for_each(work)?;
                     Ok((start, Instant::now()))
                 })
             })
@@ -132,4 +143,20 @@ fn remove(dir: &str, numbers: Range<usize>) -> Result<Duration, Box<dyn Error>> 
         unlinkat(&dir, names.dir.as_c_str(), UnlinkatFlags::RemoveDir)?;
     }
     Ok(start.elapsed())
+}
+
+/// How many different files are looked at: as many as the benchmark stages again.
+const LOOKED_AT: usize = 1_000;
+
+fn look(dir: &str, threads: usize, there: usize, count: usize) -> Result<Duration, Box<dyn Error>> {
+    let different = LOOKED_AT.min(there);
+    // Spread over all that are there, by their whole paths, as the library looks at them.
+    let paths = (0..different)
+        .map(|index| {
+            let number = index * there / different;
+            CString::new(format!("{dir}/{}/{number:08}.bin", entries::digits(number)))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let looks: Vec<&CString> = (0..count).map(|index| &paths[index % different]).collect();
+    in_threads(threads, &looks, |path| lstat(path.as_c_str()).map(drop))
 }
