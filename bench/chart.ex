@@ -7,9 +7,9 @@ defmodule Bench.Chart do
 
   @title "How many times faster than the same work in plain Elixir (figures: 20,000 entries)"
 
-  @left 262
+  @left 290
   @right 70
-  @width 860
+  @width 888
   @top 64
   # Of a group, whether it has one bar or three.
   @group 24
