@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use sha2::{Digest, Sha256};
 
+use crate::attachment::Now;
 use crate::error::{Context, Error, FileType, Result};
 use crate::panics;
 use crate::sys;
@@ -219,8 +220,12 @@ impl<'a> Source<'a> {
         if self.size() <= INLINE_LIMIT as u64 {
             return self.copy_pieces(target, target_path);
         }
+        let before = Now::read();
         if sys::clone_content(target, &self.file).context("write to", target_path)? {
-            return self.digest_of_clone(target, target_path);
+            return match self.digest_if_unchanged_since(before)? {
+                Some(digest) => Ok(digest),
+                None => self.digest_of_clone(target, target_path),
+            };
         }
         let (copied, progress) = crossbeam_channel::unbounded();
         std::thread::scope(|scope| {
@@ -266,6 +271,17 @@ impl<'a> Source<'a> {
                 return Ok(());
             }
         }
+    }
+
+    /// The digest of the source, which may be in a cache where its clone, made after `before`, never
+    /// is; `None` unless the source is sure to be what was cloned. File systems write out what is
+    /// mapped before they clone it, so that whatever changes it later changes its times too.
+    fn digest_if_unchanged_since(&self, before: Now) -> Result<Option<(u64, [u8; 32])>> {
+        if !Fingerprint::of(&self.stat).settled(before.wall_ms) || !self.is_local() {
+            return Ok(None);
+        }
+        let (digest, size) = self.digest()?;
+        Ok(self.unchanged().map(|_| (size, digest)))
     }
 
     /// A clone is the source as it was at one moment, which may have been a later one than that in
@@ -461,6 +477,27 @@ mod tests {
             let small = (size <= INLINE_LIMIT).then_some(size);
             assert_eq!(read.expect("it can be read"), small);
         }
+    }
+
+    /// What a clone holds is known without a look at it only while nobody touches the source.
+    #[test]
+    fn p3_a_source_stands_for_its_clone_only_if_nothing_changed_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("source");
+        std::fs::write(&path, b"before").expect("a source");
+        let source = Source::open(&path).expect("it is a regular file");
+        let now = Now::read();
+        let later = Now {
+            wall_ms: now.wall_ms + 10_000,
+            ..now
+        };
+        let asked = |now| source.digest_if_unchanged_since(now).expect("a digest");
+        // Its times are too young to show a change.
+        assert_eq!(asked(now), None);
+        assert_eq!(asked(later), Some((6, digest(b"before"))));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::fs::write(&path, b"after!").expect("it is ours");
+        assert_eq!(asked(later), None);
     }
 
     /// Between the look and the open a path may come to mean a pipe.

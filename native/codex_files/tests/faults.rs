@@ -828,3 +828,25 @@ fn an_unchanged_file_is_recognised_without_being_opened() {
         );
     }
 }
+
+/// The calls of a staging are its price: one more is to be noticed.
+#[test]
+fn a_small_file_takes_no_more_system_calls_than_these() {
+    let _alone = alone();
+    let lab = Lab::new();
+    let (first, new) = (lab.source("first", b"first"), lab.source("new", b"new"));
+    // Old enough to be recognised, and the directories are there.
+    std::thread::sleep(std::time::Duration::from_millis(2_100));
+    copied(lab.stage_file(&first));
+
+    let (outcome, calls) = fault::run(NO_FAULT, || lab.stage_file(&new));
+    copied(outcome);
+    let look = ["openat2", "statx", "stat"];
+    let read = ["open", "fstat", "read", "fstat"];
+    let write = ["mkdir", "create", "write", "fstat", "close", "rename"];
+    assert_eq!(calls, [&look[..], &read, &write, &["lstat"]].concat());
+
+    let (outcome, calls) = fault::run(NO_FAULT, || lab.stage_file(&new));
+    known(outcome);
+    assert_eq!(calls, ["openat2", "statx", "lstat"]);
+}
