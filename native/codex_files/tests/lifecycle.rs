@@ -283,7 +283,9 @@ fn p15_large_copies_of_what_somebody_else_is_at_keep_no_copier() {
     drop(staging);
     for _ in 0..4 {
         let told = receiver.recv_timeout(PATIENCE).expect("nobody hangs");
-        assert!(matches!(told, Outcome::Retry));
+        // Whoever was still copying when the ticket came back has got it, or found what the one who
+        // got it has staged.
+        assert!(matches!(told, Outcome::Retry | Outcome::Staged { .. }));
     }
 }
 
