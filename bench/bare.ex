@@ -20,8 +20,9 @@ defmodule Bench.Bare do
   @doc "Removes them; the nanoseconds that took."
   def remove(dir, first, count), do: command("remove #{dir} #{first} #{count}")
 
-  @doc "Looks at files that are there, so many times in all; the nanoseconds that took."
-  def look(dir, threads, there, count), do: command("look #{dir} #{threads} #{there} #{count}")
+  @doc "Looks, so often in all, at so many of the files there; the nanoseconds that took."
+  def look(dir, threads, there, different, count),
+    do: command("look #{dir} #{threads} #{there} #{different} #{count}")
 
   defp command(line) do
     port = Process.get(__MODULE__)

@@ -5,7 +5,7 @@
 //! ```text
 //! publish <directory> <threads> <first> <count> <size>   mkdir, create, write, close, rename
 //! remove <directory> <first> <count>                     unlink, rmdir
-//! look <directory> <threads> <there> <count>             lstat of some of those that are there
+//! look <directory> <threads> <there> <different> <count> lstat, so often, of so many of those there
 //! ```
 
 #[path = "../benches/entries/mod.rs"]
@@ -35,9 +35,13 @@ fn main() -> Result<(), Box<dyn Error>> {
                 &vec![b'x'; size.parse()?],
             )?,
             ["remove", dir, first, count] => remove(dir, range(first, count)?)?,
-            ["look", dir, threads, there, count] => {
-                look(dir, threads.parse()?, there.parse()?, count.parse()?)?
-            }
+            ["look", dir, threads, there, different, count] => look(
+                dir,
+                threads.parse()?,
+                there.parse()?,
+                different.parse()?,
+                count.parse()?,
+            )?,
             _ => return Err(format!("expected publish, remove or look, got: {line}").into()),
         };
         println!("{}", elapsed.as_nanos());
@@ -145,11 +149,14 @@ fn remove(dir: &str, numbers: Range<usize>) -> Result<Duration, Box<dyn Error>> 
     Ok(start.elapsed())
 }
 
-/// How many different files are looked at: as many as the benchmark stages again.
-const LOOKED_AT: usize = 1_000;
-
-fn look(dir: &str, threads: usize, there: usize, count: usize) -> Result<Duration, Box<dyn Error>> {
-    let different = LOOKED_AT.min(there);
+fn look(
+    dir: &str,
+    threads: usize,
+    there: usize,
+    different: usize,
+    count: usize,
+) -> Result<Duration, Box<dyn Error>> {
+    let different = different.min(there);
     // Spread over all that are there, by their whole paths, as the library looks at them.
     let paths = (0..different)
         .map(|index| {

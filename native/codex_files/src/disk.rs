@@ -480,6 +480,7 @@ mod tests {
     }
 
     /// What a clone holds is known without a look at it only while nobody touches the source.
+    #[cfg(target_os = "linux")]
     #[test]
     fn p3_a_source_stands_for_its_clone_only_if_nothing_changed_it() {
         let dir = tempfile::tempdir().expect("a directory");

@@ -1,5 +1,7 @@
 //! What a staging allocates is part of its price: more is to be noticed.
 
+// Other systems do not recognise a file without a dirty scheduler.
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(unsafe_code, reason = "an allocator cannot be written without")]
 
@@ -86,7 +88,6 @@ fn a_small_file_takes_no_more_allocations_than_these() {
     // Tables grow now and then: the median counts.
     new.sort_unstable();
     let (new, unchanged) = (new[new.len() / 2], unchanged.max().unwrap());
-    println!("new {new}, unchanged {unchanged}");
     assert!(new <= NEW, "a new file took {new}");
     assert_eq!(unchanged, 0, "of an unchanged file");
 }

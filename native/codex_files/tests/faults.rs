@@ -830,23 +830,30 @@ fn an_unchanged_file_is_recognised_without_being_opened() {
 }
 
 /// The calls of a staging are its price: one more is to be noticed.
+#[cfg(target_os = "linux")]
 #[test]
 fn a_small_file_takes_no_more_system_calls_than_these() {
     let _alone = alone();
     let lab = Lab::new();
-    let (first, new) = (lab.source("first", b"first"), lab.source("new", b"new"));
+    let sources = [0_u8, 1, 2, 3, 4].map(|number| lab.source(&format!("{number}"), &[number]));
     // Old enough to be recognised, and the directories are there.
     std::thread::sleep(std::time::Duration::from_millis(2_100));
-    copied(lab.stage_file(&first));
+    copied(lab.stage_file(&sources[0]));
 
-    let (outcome, calls) = fault::run(NO_FAULT, || lab.stage_file(&new));
-    copied(outcome);
+    // The calls of a thread that another test has left behind are among them: the fewest count.
+    let fewest = |check: fn(Outcome)| {
+        let calls = sources[1..].iter().map(|source| {
+            let (outcome, calls) = fault::run(NO_FAULT, || lab.stage_file(source));
+            check(outcome);
+            calls
+        });
+        calls.min_by_key(Vec::len).unwrap()
+    };
     let look = ["openat2", "statx", "stat"];
     let read = ["open", "fstat", "read", "fstat"];
     let write = ["mkdir", "create", "write", "fstat", "close", "rename"];
-    assert_eq!(calls, [&look[..], &read, &write, &["lstat"]].concat());
-
-    let (outcome, calls) = fault::run(NO_FAULT, || lab.stage_file(&new));
-    known(outcome);
-    assert_eq!(calls, ["openat2", "statx", "lstat"]);
+    let new = fewest(|outcome| drop(copied(outcome)));
+    assert_eq!(new, [&look[..], &read, &write, &["lstat"]].concat());
+    let unchanged = fewest(|outcome| drop(known(outcome)));
+    assert_eq!(unchanged, ["openat2", "statx", "lstat"]);
 }
