@@ -5,10 +5,11 @@
 //! *committed*. A ticket that is dropped instead leaves the manifest as if nothing had begun.
 //! While a ticket for a checksum is out, everybody else who wants to stage it waits.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::{Bound, DerefMut};
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashMapExt};
 use imbl::Vector;
 
 use crate::attachment::{Attachment, Checksum, Deadline, Now, Retention, StagedFile, Ttl};
