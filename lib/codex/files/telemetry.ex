@@ -11,15 +11,15 @@ defmodule Codex.Files.Telemetry do
           {:ok, Attachment.t()} | {:error, reason}
         when reason: term()
   def staged({:ok, attachment, cached?}) do
-    execute(:staged, %{size_bytes: attachment.size}, fn ->
-      %{
+    if loaded?() do
+      execute(:staged, %{size_bytes: attachment.size}, %{
         checksum: attachment.checksum,
         name: attachment.name,
         persist?: attachment.persist,
         ttl_ms: attachment.ttl_ms,
         cached?: cached?
-      }
-    end)
+      })
+    end
 
     {:ok, attachment}
   end
@@ -29,14 +29,15 @@ defmodule Codex.Files.Telemetry do
   @doc "What one cleanup did: one event for each attachment."
   @spec cleaned(Codex.Files.Native.report()) :: :ok
   def cleaned({cleaned, failed}) do
-    for attachment <- cleaned do
-      execute(:cleaned, measurements(attachment), fn -> metadata(attachment) end)
-    end
+    if loaded?() do
+      for attachment <- cleaned do
+        execute(:cleaned, measurements(attachment), metadata(attachment))
+      end
 
-    for {attachment, reason} <- failed do
-      execute(:cleanup_failed, measurements(attachment), fn ->
-        Map.put(metadata(attachment), :reason, reason)
-      end)
+      for {attachment, reason} <- failed do
+        metadata = Map.put(metadata(attachment), :reason, reason)
+        execute(:cleanup_failed, measurements(attachment), metadata)
+      end
     end
 
     :ok
@@ -46,11 +47,8 @@ defmodule Codex.Files.Telemetry do
 
   defp metadata(attachment), do: Map.take(attachment, [:checksum, :name, :ttl_ms])
 
-  defp execute(event, measurements, metadata) do
-    if :erlang.function_exported(:telemetry, :execute, 3) do
-      :telemetry.execute([:codex, :attachment, event], measurements, metadata.())
-    end
+  defp loaded?, do: :erlang.function_exported(:telemetry, :execute, 3)
 
-    :ok
-  end
+  defp execute(event, measurements, metadata),
+    do: :telemetry.execute([:codex, :attachment, event], measurements, metadata)
 end
