@@ -3,7 +3,7 @@ defmodule Bench do
   # Measures the library beside the same work in plain Elixir, the bare system calls, `cp` and
   # `openssl`. See bin/bench.
 
-  alias Bench.{Bare, Chart, Fairness, Large, Report, Scale, Scene, Sources}
+  alias Bench.{Bare, BareNif, Chart, Fairness, Large, Report, Scale, Scene, Sources}
 
   @usage """
   bin/bench [OPTION...]
@@ -103,6 +103,7 @@ defmodule Bench do
     {:ok, _} = Task.Supervisor.start_link(name: Comparator.TaskSupervisor)
     {:ok, _} = Comparator.Registry.start_link(cleanup_interval_ms: hour)
     Bare.start()
+    true = BareNif.open(dirs.bare)
     dirs
   end
 

@@ -5,7 +5,7 @@ defmodule Bench.Scene do
 
   import Bench.Measure, only: [side: 2, side: 3, calls: 4]
 
-  alias Bench.{Bare, Measure, Result, Row, Side, Sources}
+  alias Bench.{Bare, BareNif, Measure, Result, Row, Side, Sources}
 
   # The files of one turn of a row that writes or removes some.
   @some 1_000
@@ -103,12 +103,19 @@ defmodule Bench.Scene do
             &Sources.stage_opts(&1, dirs.elixir),
             &Comparator.Registry.stage/1
           ),
-          # The look at the file that the library takes, and plain Elixir does not.
+          # Plain Elixir would return the path of a file that has gone, unless it looks too.
+          again(
+            :looking,
+            entries,
+            &Sources.stage_opts(&1, dirs.elixir),
+            &Comparator.Registry.stage_if_there/1
+          ),
+          # The look alone.
           Side.new(:bare, fn _, callers, count ->
             Bare.look(dirs.bare, callers, entries, @again, count)
           end)
         ],
-        bars: [{:faster, 3}]
+        bars: [{:faster, 3}, {:faster_than, 3, :looking, "plain Elixir that looks"}]
       },
       %Row{
         name: "again",
@@ -148,6 +155,12 @@ defmodule Bench.Scene do
             fn _, callers, count ->
               Bare.publish(dirs.bare, callers, entries, count, Sources.size())
             end,
+            tidy: fn _ -> Bare.remove(dirs.bare, entries, @some) end
+          ),
+          # What of it is the price of the scheduler.
+          side(
+            :scheduled,
+            fn _, number -> true = BareNif.publish(entries + number, Sources.size()) end,
             tidy: fn _ -> Bare.remove(dirs.bare, entries, @some) end
           )
         ],

@@ -12,6 +12,12 @@ defmodule Comparator.Registry do
   def start_link(opts \\ []), do: GenServer.start_link(__MODULE__, opts, name: __MODULE__)
 
   def stage(opts), do: GenServer.call(__MODULE__, {:stage, opts}, :infinity)
+
+  @doc "Stages a known checksum again, if its file is still there: in the cheapest way to look."
+  def stage_if_there(opts) do
+    with {:ok, _info} <- :file.read_link_info(opts.destination_path, [:raw]), do: stage(opts)
+  end
+
   def list, do: GenServer.call(__MODULE__, :list, :infinity)
   def metrics, do: GenServer.call(__MODULE__, :metrics, :infinity)
   def force_cleanup, do: GenServer.call(__MODULE__, :force_cleanup, :infinity)

@@ -8,6 +8,7 @@
 //! look <directory> <threads> <there> <different> <count> lstat, so often, of so many of those there
 //! ```
 
+mod bare;
 #[path = "../benches/entries/mod.rs"]
 mod entries;
 
@@ -15,13 +16,12 @@ use std::error::Error;
 use std::ffi::CString;
 use std::io::{BufRead, Write};
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{OFlag, open, openat, renameat};
-use nix::sys::stat::{Mode, lstat, mkdirat};
-use nix::unistd::{UnlinkatFlags, close, unlinkat, write};
+use bare::{Names, open_dir};
+use nix::sys::stat::lstat;
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 fn main() -> Result<(), Box<dyn Error>> {
     for line in std::io::stdin().lock().lines() {
@@ -56,33 +56,12 @@ fn range(first: &str, count: &str) -> Result<Range<usize>, Box<dyn Error>> {
     Ok(first..first + count)
 }
 
-/// The names of one staged file, made before the clock runs.
-struct Names {
-    dir: CString,
-    scratch: CString,
-    file: CString,
-}
-
-fn names(numbers: Range<usize>) -> Result<Vec<Names>, Box<dyn Error>> {
+/// Made before the clock runs.
+fn names(numbers: Range<usize>) -> Vec<Names> {
+    // Directory names as long as a checksum, and as random.
     numbers
-        .map(|number| {
-            // As long as a checksum, and as random.
-            let dir = entries::digits(number);
-            Ok(Names {
-                scratch: CString::new(format!("{dir}/.staging"))?,
-                file: CString::new(format!("{dir}/{number:08}.bin"))?,
-                dir: CString::new(dir)?,
-            })
-        })
+        .map(|number| bare::names(entries::digits(number), number))
         .collect()
-}
-
-fn open_dir(path: &str) -> nix::Result<std::os::fd::OwnedFd> {
-    open(
-        path,
-        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )
 }
 
 fn publish(
@@ -92,8 +71,8 @@ fn publish(
     content: &[u8],
 ) -> Result<Duration, Box<dyn Error>> {
     let dir = open_dir(dir)?;
-    let names = names(numbers)?;
-    in_threads(threads, &names, |names| publish_one(&dir, names, content))
+    let names = names(numbers);
+    in_threads(threads, &names, |names| bare::publish(&dir, names, content))
 }
 
 /// How long the threads take, from the first start to the last end, each with its share.
@@ -129,18 +108,9 @@ fn in_threads<T: Sync>(
     Ok(start.zip(stop).map_or(Duration::ZERO, |(a, b)| b - a))
 }
 
-fn publish_one(dir: impl AsFd + Copy, names: &Names, content: &[u8]) -> nix::Result<()> {
-    mkdirat(dir, names.dir.as_c_str(), Mode::S_IRWXU)?;
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-    let file = openat(dir, names.scratch.as_c_str(), flags, Mode::S_IRUSR)?;
-    write(&file, content)?;
-    close(file)?;
-    renameat(dir, names.scratch.as_c_str(), dir, names.file.as_c_str())
-}
-
 fn remove(dir: &str, numbers: Range<usize>) -> Result<Duration, Box<dyn Error>> {
     let dir = open_dir(dir)?;
-    let names = names(numbers)?;
+    let names = names(numbers);
     let start = Instant::now();
     for names in &names {
         unlinkat(&dir, names.file.as_c_str(), UnlinkatFlags::NoRemoveDir)?;
