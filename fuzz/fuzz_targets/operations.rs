@@ -16,7 +16,7 @@ use arbitrary::Arbitrary;
 use codex_files::attachment::{Attachment, Retention, Ttl};
 use codex_files::error::Error;
 use codex_files::manifest::{Outcome, Waiter};
-use codex_files::registry::{FileRequest, Observer, Options, Registry, StageRequest, check_name};
+use codex_files::registry::{FileRequest, Miss, Observer, Options, Registry, StageRequest, check_name};
 use codex_files::staging_area::StagingDir;
 use codex_files::sweeper::{Command, Reply, Report};
 use libfuzzer_sys::fuzz_target;
@@ -248,7 +248,7 @@ impl World {
                 let neighbour = start();
                 neighbour.command(Command::Purge(self.staging_dir.clone()));
                 let request = self.file_request(source, b"neighbour", Keep::Persistent);
-                let staged = until_answered(|waiter| neighbour.stage_file(&request, waiter))
+                let staged = until_answered(|waiter| neighbour.stage_file(&request, Miss::Unclear, waiter))
                     .expect("nothing is in its way");
                 let content = fs::read(&staged.file.path).expect("it is there");
                 assert!(content == self.content(source));
@@ -280,7 +280,7 @@ impl World {
             name = b".staging".to_vec();
         }
         let request = self.file_request(source, &name, keep);
-        let staged = until_answered(|waiter| self.registry.stage_file(&request, waiter));
+        let staged = until_answered(|waiter| self.registry.stage_file(&request, Miss::New, waiter));
         let content = self.content(source).to_vec();
         let key = hex_digest(&content);
         self.staged(key, content, retention(keep), staged);

@@ -190,7 +190,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
         refresh: [handle, opts],
         refresh_file: [handle, source, {:ok, "name"}, false, 60_000],
         stage: [handle, dir, opts, make_ref()],
-        stage_file: [handle, dir, source, {:ok, "name"}, false, 60_000, make_ref()],
+        stage_file: [handle, dir, source, {:ok, "name"}, false, 60_000, :unclear, make_ref()],
         list: [handle],
         metrics: [handle],
         try_metrics: [handle],

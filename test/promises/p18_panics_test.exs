@@ -148,7 +148,16 @@ defmodule Codex.Files.P18PanicsTest do
             refresh: [handle, opts],
             refresh_file: [handle, unquote(context.small), :error, false, 0],
             stage: [handle, dir, opts, make_ref()],
-            stage_file: [handle, dir, unquote(context.small), :error, false, 0, make_ref()],
+            stage_file: [
+              handle,
+              dir,
+              unquote(context.small),
+              :error,
+              false,
+              0,
+              :unclear,
+              make_ref()
+            ],
             list: [handle],
             metrics: [handle],
             try_metrics: [handle],

@@ -90,13 +90,14 @@ defmodule Codex.Files.RandomTerms do
 
     dir = Config.staging_dir()
     name = fn -> Enum.random([:error, {:ok, "name"}]) end
+    miss = fn -> Enum.random([:new, :unclear]) end
 
     case :rand.uniform(20) do
       1 -> {:open, [Enum.random(["one", "two"]), 60_000, true]}
       2 -> {:purge, [handle, dir]}
       3 -> {:refresh, [handle, opts.()]}
       4 -> {:stage, [handle, dir, opts.(), make_ref()]}
-      5 -> {:stage_file, [handle, dir, source, name.(), false, 60_000, make_ref()]}
+      5 -> {:stage_file, [handle, dir, source, name.(), false, 60_000, miss.(), make_ref()]}
       6 -> {:list, [handle]}
       7 -> {:metrics, [handle]}
       8 -> {:force_cleanup, [handle, make_ref()]}

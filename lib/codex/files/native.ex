@@ -15,6 +15,8 @@ defmodule Codex.Files.Native do
   @type staging_dir :: {Path.t(), default? :: boolean()}
   @type outcome ::
           {:ok, Attachment.t(), cached? :: boolean()} | {:error, term()} | :retry
+  @typedoc "Whether the file is known to be new, or takes more than a glance."
+  @type miss :: :new | :unclear
   @type report :: {cleaned :: [Attachment.t()], failed :: [{Attachment.t(), reason :: term()}]}
 
   @doc false
@@ -93,7 +95,7 @@ defmodule Codex.Files.Native do
           {:ok, binary()} | :error,
           boolean(),
           :infinity | non_neg_integer()
-        ) :: outcome() | :miss
+        ) :: outcome() | miss()
   def refresh_file(_handle, _path, _name, _persist, _ttl_ms), do: not_loaded()
 
   @spec stage(handle(), staging_dir(), Codex.Files.Registry.stage_opts(), reference()) ::
@@ -107,9 +109,10 @@ defmodule Codex.Files.Native do
           {:ok, binary()} | :error,
           boolean(),
           :infinity | non_neg_integer(),
+          miss(),
           reference()
         ) :: outcome() | :wait
-  def stage_file(_handle, _staging_dir, _path, _name, _persist, _ttl_ms, _reference),
+  def stage_file(_handle, _staging_dir, _path, _name, _persist, _ttl_ms, _miss, _reference),
     do: not_loaded()
 
   # Reading

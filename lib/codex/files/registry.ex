@@ -229,9 +229,9 @@ defmodule Codex.Files.Registry do
     ttl_ms = Keyword.get_lazy(opts, :ttl_ms, &Config.ttl_ms/0)
 
     case Native.refresh_file(handle, path, name, persist, ttl_ms) do
-      :miss ->
+      miss when miss in [:new, :unclear] ->
         dir = Config.staging_dir()
-        finish(fn ref -> Native.stage_file(handle, dir, path, name, persist, ttl_ms, ref) end)
+        finish(&Native.stage_file(handle, dir, path, name, persist, ttl_ms, miss, &1))
 
       outcome ->
         Telemetry.staged(outcome)

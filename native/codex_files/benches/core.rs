@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use codex_files::attachment::{Attachment, Now};
 use codex_files::manifest::{Manifest, Outcome, Waiter};
-use codex_files::registry::{FileRequest, Observer, Options, Registry};
+use codex_files::registry::{FileRequest, Miss, Observer, Options, Registry};
 use codex_files::staging_area::StagingDir;
 use codex_files::sweeper::{self, Command, Reply, Report};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -178,7 +178,7 @@ fn stage_file(registry: &Arc<Registry>, request: &FileRequest) -> Attachment {
         })
     };
     let outcome = registry
-        .stage_file(request, &waiter)
+        .stage_file(request, Miss::Unclear, &waiter)
         .unwrap_or_else(|| answer.recv().expect("a waiter is answered"));
     match outcome {
         Outcome::Staged { attachment, .. } => attachment,

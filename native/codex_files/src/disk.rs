@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use sha2::{Digest, Sha256};
 
-use crate::attachment::Now;
+use crate::attachment::{Checksum, Now};
 use crate::error::{Context, Error, FileType, Result};
 use crate::panics;
 use crate::sys;
@@ -182,11 +182,13 @@ impl<'a> Source<'a> {
         sys::is_local(&self.file)
     }
 
-    /// The fingerprint, if nothing changed since the source was opened.
-    pub(crate) fn unchanged(&self) -> Option<Fingerprint> {
-        let before = Fingerprint::of(&self.stat);
-        let now = Fingerprint::of(&sys::fstat(&self.file).ok()?);
-        (before == now).then_some(before)
+    pub(crate) fn device(&self) -> u64 {
+        FileId::of(&self.stat).dev()
+    }
+
+    /// As it was when it was opened.
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.stat)
     }
 
     /// Reads the whole content into `buffer`, of [`SMALL_BUFFER`] bytes, if it is a small file's;
@@ -277,11 +279,13 @@ impl<'a> Source<'a> {
     /// is; `None` unless the source is sure to be what was cloned. File systems write out what is
     /// mapped before they clone it, so that whatever changes it later changes its times too.
     fn digest_if_unchanged_since(&self, before: Now) -> Result<Option<(u64, [u8; 32])>> {
-        if !Fingerprint::of(&self.stat).settled(before.wall_ms) || !self.is_local() {
+        let opened = self.fingerprint();
+        if !opened.settled(before.wall_ms) || !self.is_local() {
             return Ok(None);
         }
         let (digest, size) = self.digest()?;
-        Ok(self.unchanged().map(|_| (size, digest)))
+        let unchanged = sys::fstat(&self.file).is_ok_and(|stat| Fingerprint::of(&stat) == opened);
+        Ok(unchanged.then_some((size, digest)))
     }
 
     /// A clone is the source as it was at one moment, which may have been a later one than that in
@@ -404,12 +408,21 @@ pub fn digest_of_file(path: &Path) -> Result<([u8; 32], u64)> {
 /// A digest in lower-case hexadecimal.
 #[must_use]
 pub fn hex(digest: &[u8; 32]) -> String {
+    digits(digest).map(char::from).iter().collect()
+}
+
+/// The manifest key of a content: its digest in lower-case hexadecimal.
+pub(crate) fn key(digest: &[u8; 32]) -> Checksum {
+    digits(digest).into()
+}
+
+fn digits(digest: &[u8; 32]) -> [u8; 64] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    digest
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .map(|digit| char::from(DIGITS[usize::from(digit)]))
-        .collect()
+    std::array::from_fn(|index| {
+        let byte = digest[index / 2];
+        let half = if index % 2 == 0 { byte >> 4 } else { byte & 15 };
+        DIGITS[usize::from(half)]
+    })
 }
 
 /// Whether a manifest key has the form of a digest, and so is a claim about the content.

@@ -52,6 +52,15 @@ pub struct FileRequest {
     pub staging_dir: StagingDir,
 }
 
+/// Why [`Registry::refresh_file`] did not stage a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// A regular file is there, which is not recognised: it is to be read.
+    New,
+    /// It takes more than a glance to tell.
+    Unclear,
+}
+
 /// Makes the waiter of a call that cannot be answered at once.
 pub type MakeWaiter<'a> = &'a dyn Fn() -> Waiter;
 
@@ -202,15 +211,23 @@ impl Registry {
 
     /// Stages a file again that is recognised, if that takes no more than a look at it and at its
     /// copy, both of this machine and neither to be waited for; short enough for such a thread too.
-    #[must_use]
-    pub fn refresh_file(&self, source: &Path, retention: Retention) -> Option<Attachment> {
-        let recognition = self.recognition.as_ref()?;
-        match recognition.recognise(&disk::glance(source)?)? {
-            Recognised::Unchanged {
+    ///
+    /// # Errors
+    /// [`Miss`], for [`Registry::stage_file`] to go on from.
+    pub fn refresh_file(
+        &self,
+        source: &Path,
+        retention: Retention,
+    ) -> std::result::Result<Attachment, Miss> {
+        let recognition = self.recognition.as_ref().ok_or(Miss::Unclear)?;
+        let seen = disk::glance(source).ok_or(Miss::Unclear)?;
+        match recognition.recognise(&seen) {
+            Some(Recognised::Unchanged {
                 checksum,
                 local: true,
-            } => self.refresh(&checksum, retention),
-            _ => None,
+            }) => self.refresh(&checksum, retention).ok_or(Miss::Unclear),
+            Some(Recognised::Unchanged { local: false, .. }) => Err(Miss::Unclear),
+            Some(Recognised::Familiar) | None => Err(Miss::New),
         }
     }
 
@@ -272,23 +289,28 @@ impl Registry {
         }
     }
 
-    /// Stages a file under its own digest. `None`: a waiter gets the answer.
+    /// Stages a file under its own digest. `miss` is what a glance has told of it just now: a file
+    /// that is new is not looked at again before it is opened. `None`: a waiter gets the answer.
     pub fn stage_file(
         self: &Arc<Self>,
         request: &FileRequest,
+        miss: Miss,
         make_waiter: MakeWaiter<'_>,
     ) -> Option<Outcome> {
         outcome(|| {
-            let seen = Fingerprint::of(&disk::look(&request.source)?);
-            if let Some(attachment) = self.stage_unchanged(&seen, request.retention) {
-                return Ok(Some(known(attachment)));
+            if miss == Miss::Unclear {
+                let seen = Fingerprint::of(&disk::look(&request.source)?);
+                if let Some(attachment) = self.stage_unchanged(&seen, request.retention) {
+                    return Ok(Some(known(attachment)));
+                }
             }
-            if let Some(outcome) = self.stage_small_file(request, make_waiter)? {
-                return Ok(outcome);
-            }
+            let size = match self.stage_small_file(request, make_waiter)? {
+                SmallFile::Staged(outcome) => return Ok(outcome),
+                SmallFile::Large { size } => size,
+            };
             let (registry, request, waiter) = (self.clone(), request.clone(), make_waiter());
             copiers::run(
-                seen.id.size(),
+                size,
                 move |waiter| {
                     registry
                         .stage_large_file(&request, waiter)
@@ -324,34 +346,30 @@ impl Registry {
             .is_some()
     }
 
-    /// The outer `None`: it is not a small file.
-    #[allow(
-        clippy::option_option,
-        reason = "the inner None is a caller's to hear of later"
-    )]
     fn stage_small_file(
         self: &Arc<Self>,
         request: &FileRequest,
         make_waiter: MakeWaiter<'_>,
-    ) -> Result<Option<Option<Outcome>>> {
+    ) -> Result<SmallFile> {
         let started = Now::read();
         let source = Source::open(&request.source)?;
         SMALL_CONTENT.with_borrow_mut(|buffer| {
             buffer.resize(SMALL_BUFFER, 0);
             let Some(length) = source.read_small(buffer)? else {
-                return Ok(None);
+                let size = source.size();
+                return Ok(SmallFile::Large { size });
             };
             let content = &buffer[..length];
-            let checksum = disk::hex(&disk::digest(content)).into_bytes().into();
+            let checksum = disk::key(&disk::digest(content));
             self.remember(&source, started, &checksum);
             let staging = match self.admit(&checksum, request.retention, make_waiter)? {
                 Admitted::Lead(staging) => staging,
-                Admitted::Done(outcome) => return Ok(Some(outcome)),
+                Admitted::Done(outcome) => return Ok(SmallFile::Staged(outcome)),
             };
             let published = self.with_area(&request.staging_dir, |area| {
                 area.publish_small(&checksum, &request.name, content, source.staged_mode())
             });
-            Ok(Some(Some(match published {
+            Ok(SmallFile::Staged(Some(match published {
                 Ok(published) => enter(
                     staging,
                     published,
@@ -379,7 +397,7 @@ impl Registry {
         // Reading a file once more costs less than a copy in vain.
         if self.is_familiar(&seen) {
             let (digest, _) = source.digest()?;
-            let checksum: Checksum = disk::hex(&digest).into_bytes().into();
+            let checksum = disk::key(&digest);
             self.remember(&source, started, &checksum);
             if let Some(attachment) = self.stage_known(&checksum, request.retention) {
                 return Ok(known(attachment));
@@ -390,7 +408,7 @@ impl Registry {
         let published = self.with_area(&request.staging_dir, |area| {
             let scratch = area.large_scratch(mode)?;
             let (size, digest) = source.copy_into(scratch.file()?, scratch.path())?;
-            let checksum: Checksum = disk::hex(&digest).into_bytes().into();
+            let checksum = disk::key(&digest);
             self.remember(&source, started, &checksum);
             let admitted = self.admit(&checksum, request.retention, || {
                 waiter.take().unwrap_or_else(|| Waiter::new(drop))
@@ -419,13 +437,25 @@ impl Registry {
         }
     }
 
+    /// Whatever changes the source after it was opened, before or after it was read, leaves it with
+    /// other times than these, if these were settled before it was opened.
     fn remember(&self, source: &Source<'_>, started: Now, checksum: &Checksum) {
-        if let Some(recognition) = &self.recognition
-            && let Some(fingerprint) = source.unchanged()
-        {
-            let local = source.is_local();
+        if let Some(recognition) = &self.recognition {
+            let local = self.is_beside_an_area(source) || source.is_local();
+            let fingerprint = source.fingerprint();
             recognition.remember(fingerprint, started.wall_ms, checksum.clone(), local);
         }
+    }
+
+    /// Whether a source is on the file system of an area, which is of this machine. The area keeps
+    /// that mounted, so that no other one gets its number.
+    fn is_beside_an_area(&self, source: &Source<'_>) -> bool {
+        let areas = self.areas.lock();
+        areas.as_ref().is_some_and(|areas| {
+            areas
+                .values()
+                .any(|area| area.is_local_device(source.device()))
+        })
     }
 
     /// Asks the manifest until it has an answer that holds: a known checksum counts only if its
@@ -591,6 +621,14 @@ pub enum FileModuleAdmission {
     Lead(Staging),
     /// There is nothing to copy. `None`: a waiter gets the answer.
     Done(Option<Outcome>),
+}
+
+/// What became of a file that may be small.
+enum SmallFile {
+    /// `None`: a waiter gets the answer.
+    Staged(Option<Outcome>),
+    /// It is not small.
+    Large { size: u64 },
 }
 
 enum Admitted {

@@ -158,6 +158,11 @@ impl Area {
         &self.lock
     }
 
+    /// Whether this is the device that the area is on, a file system of this machine.
+    pub(crate) fn is_local_device(&self, dev: u64) -> bool {
+        self.local && self.dev == dev
+    }
+
     fn next_number(&self) -> u64 {
         // Only has to differ from call to call.
         self.next_number.fetch_add(1, Ordering::Relaxed)
@@ -561,9 +566,9 @@ impl StagedFile {
     pub(crate) fn is_local(&self) -> bool {
         match &self.place {
             Place::Area(area) => area.local,
-            Place::Elsewhere { area, .. } => {
-                area.local && self.file_id.is_some_and(|id| id.dev() == area.dev)
-            }
+            Place::Elsewhere { area, .. } => self
+                .file_id
+                .is_some_and(|id| area.is_local_device(id.dev())),
             Place::FileModule => false,
         }
     }

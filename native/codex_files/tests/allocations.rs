@@ -11,6 +11,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;
 
+use codex_files::registry::Miss;
 use common::*;
 
 /// Counts the allocations of each thread.
@@ -70,7 +71,10 @@ fn a_small_file_takes_no_more_allocations_than_these() {
     let mut new: Vec<_> = requests
         .iter()
         .map(|request| {
-            let stage = || lab.registry.stage_file(request, &|| unreachable!());
+            let stage = || {
+                lab.registry
+                    .stage_file(request, Miss::New, &|| unreachable!())
+            };
             let (outcome, count) = allocations(stage);
             copied(outcome.unwrap());
             count

@@ -15,7 +15,7 @@ use codex_files::attachment::Checksum;
 use codex_files::disk;
 use codex_files::error::Error;
 use codex_files::manifest::{Admission, Manifest, Outcome, Waiter};
-use codex_files::registry::{Observer, Options, Registry};
+use codex_files::registry::{Miss, Observer, Options, Registry};
 use codex_files::sweeper::{Command, Reply, Report};
 use common::*;
 
@@ -270,7 +270,7 @@ fn p15_large_copies_of_what_somebody_else_is_at_keep_no_copier() {
         let source = lab.source(&format!("large {number}"), &content);
         let request = lab.file_request(&source, OsStr::new("large"));
         let sender = sender.clone();
-        let answer = lab.registry.stage_file(&request, &|| {
+        let answer = lab.registry.stage_file(&request, Miss::New, &|| {
             let sender = sender.clone();
             Waiter::new(move |outcome| {
                 let _ = sender.send(outcome);
@@ -304,7 +304,7 @@ fn p15_more_large_copies_than_copiers_come_to_an_end() {
             let sender = sender.clone();
             Waiter::new(move |outcome| sender.send(outcome).unwrap())
         };
-        match lab.registry.stage_file(&request, &make_waiter) {
+        match lab.registry.stage_file(&request, Miss::New, &make_waiter) {
             None => waiting += 1,
             Some(outcome) => drop(staged(outcome)),
         }
@@ -362,7 +362,7 @@ fn p18_an_answer_that_panics_ends_no_thread() {
         let request = lab.file_request(&source, OsStr::new("large"));
         let answer = lab
             .registry
-            .stage_file(&request, &|| Waiter::new(|_| panic!("a copy's")));
+            .stage_file(&request, Miss::New, &|| Waiter::new(|_| panic!("a copy's")));
         assert!(answer.is_none(), "it comes later, and panics");
     }
     // Behind all of those, whose resets would take what is staged next.

@@ -18,7 +18,7 @@ use codex_files::attachment::{Attachment, Retention, Ttl};
 use codex_files::disk;
 use codex_files::error::{Error, Insecurity};
 use codex_files::manifest::Outcome;
-use codex_files::registry::{FileRequest, Registry};
+use codex_files::registry::{FileRequest, Miss, Registry};
 use codex_files::staging_area::StagingDir;
 use common::*;
 use nix::errno::Errno;
@@ -1198,14 +1198,15 @@ fn an_unchanged_file_is_staged_again_without_waiting_for_anything() {
     let lab = Lab::new();
     let source = lab.source("source", &content(SMALL, 1));
     let refresh = |path: &Path| lab.registry.refresh_file(path, KEPT);
-    assert!(refresh(&source).is_none());
+    let miss = |path: &Path| refresh(path).unwrap_err();
+    assert_eq!(miss(&source), Miss::New);
     let attachment = copied(lab.stage_file(&source));
     // Its times are too young to prove anything.
-    assert!(refresh(&source).is_none());
+    assert_eq!(miss(&source), Miss::New);
     eventually("the times are old enough", || {
         let staged = known(lab.stage_file(&source));
         assert_eq!(staged.file.checksum, attachment.file.checksum);
-        refresh(&source).is_some()
+        refresh(&source).is_ok()
     });
     let link = lab.root.join("link");
     std::os::unix::fs::symlink(&source, &link).unwrap();
@@ -1218,18 +1219,19 @@ fn an_unchanged_file_is_staged_again_without_waiting_for_anything() {
     let fifo = lab.root.join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let copy = lab.source("copy", &content(SMALL, 1));
-    for path in [&copy, &fifo, &lab.root, &lab.root.join("missing")] {
-        assert!(refresh(path).is_none());
+    assert_eq!(miss(&copy), Miss::New);
+    for path in [&fifo, &lab.root, &lab.root.join("missing")] {
+        assert_eq!(miss(path), Miss::Unclear);
     }
     // Not once its copy has gone, and not once it has changed.
     fs::remove_file(&attachment.file.path).unwrap();
-    assert!(refresh(&source).is_none());
+    assert_eq!(miss(&source), Miss::Unclear);
     copied(lab.stage_file(&source));
-    assert!(refresh(&source).is_some());
-    fs::write(&source, content(SMALL, 2)).unwrap();
-    assert!(refresh(&source).is_none());
+    assert!(refresh(&source).is_ok());
     lab.registry.manifest().stop();
-    assert!(refresh(&source).is_none());
+    assert_eq!(miss(&source), Miss::Unclear);
+    fs::write(&source, content(SMALL, 2)).unwrap();
+    assert_eq!(miss(&source), Miss::New);
 }
 
 /// Times can be set back by anybody; the change time cannot.

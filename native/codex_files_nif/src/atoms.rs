@@ -7,6 +7,8 @@ rustler::atoms! {
     wait,
     retry,
     miss,
+    new,
+    unclear,
     copy,
     known,
     infinity,

@@ -19,10 +19,10 @@ use codex_files::disk;
 use codex_files::error::{Error, Failures, Result};
 use codex_files::manifest::{Admission, Origin, Outcome, Removal, Staging};
 use codex_files::panics;
-use codex_files::registry::{FileModuleAdmission, Registry, StageRequest};
+use codex_files::registry::{FileModuleAdmission, Miss, Registry, StageRequest};
 use codex_files::staging_area::StagingDir;
 use codex_files::sweeper::{self, Command, Reply};
-use rustler::{Binary, Encoder, Env, Reference, ResourceArc, Term};
+use rustler::{Atom, Binary, Encoder, Env, Reference, ResourceArc, Term};
 
 use decode::{Decoded, FileOpts, StageOpts};
 use encode::Encoding;
@@ -104,11 +104,15 @@ fn refresh<'a>(env: Env<'a>, handle: ResourceArc<Handle>, opts: Term<'a>) -> Ter
     guarded(env, "nif-refresh", || {
         let opts = StageOpts::decode(opts)?;
         let refreshed = handle.registry.refresh(&opts.checksum, opts.retention);
-        Ok(known_or_miss(env, refreshed))
+        Ok(refreshed.map_or_else(
+            || atoms::miss().encode(env),
+            |known| encode_known(env, known),
+        ))
     })
 }
 
-/// As `refresh`, for a file that is staged under the digest of its content.
+/// As `refresh`, for a file that is staged under the digest of its content. `stage_file` wants to
+/// know what kind of a miss it was.
 #[rustler::nif]
 fn refresh_file<'a>(
     env: Env<'a>,
@@ -121,21 +125,17 @@ fn refresh_file<'a>(
     guarded(env, "nif-refresh_file", || {
         let opts = FileOpts::decode(path, name, persist, ttl_ms)?;
         let refreshed = handle.registry.refresh_file(opts.source, opts.retention);
-        Ok(known_or_miss(env, refreshed))
+        Ok(match refreshed {
+            Ok(known) => encode_known(env, known),
+            Err(Miss::New) => atoms::new().encode(env),
+            Err(Miss::Unclear) => atoms::unclear().encode(env),
+        })
     })
 }
 
-fn known_or_miss(env: Env<'_>, refreshed: Option<Attachment>) -> Term<'_> {
-    match refreshed {
-        Some(attachment) => encode::outcome(
-            env,
-            &Outcome::Staged {
-                attachment,
-                origin: Origin::Known,
-            },
-        ),
-        None => atoms::miss().encode(env),
-    }
+fn encode_known(env: Env<'_>, attachment: Attachment) -> Term<'_> {
+    let origin = Origin::Known;
+    encode::outcome(env, &Outcome::Staged { attachment, origin })
 }
 
 #[rustler::nif(schedule = "DirtyIo")]
@@ -167,13 +167,20 @@ fn stage_file<'a>(
     name: Term<'a>,
     persist: Term<'a>,
     ttl_ms: Term<'a>,
+    miss: Atom,
     reference: Reference<'a>,
 ) -> Term<'a> {
     guarded(env, "nif-stage_file", || {
         let opts = FileOpts::decode(path, name, persist, ttl_ms)?;
         let request = opts.into_request(decode::staging_dir(staging_dir)?);
         let waiter = || ReplyTo::waiter(env, reference);
-        Ok(answer(env, handle.registry.stage_file(&request, &waiter)))
+        let miss = if miss == atoms::new() {
+            Miss::New
+        } else {
+            Miss::Unclear
+        };
+        let outcome = handle.registry.stage_file(&request, miss, &waiter);
+        Ok(answer(env, outcome))
     })
 }
 

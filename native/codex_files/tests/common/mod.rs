@@ -347,11 +347,13 @@ pub const SMALL: usize = 4096;
 pub const LARGE: usize = disk::INLINE_LIMIT + 1;
 
 pub fn stage_file(registry: &Arc<Registry>, request: &FileRequest) -> Outcome {
-    if let Some(attachment) = registry.refresh_file(&request.source, request.retention) {
-        let origin = Origin::Known;
-        return Outcome::Staged { attachment, origin };
+    match registry.refresh_file(&request.source, request.retention) {
+        Ok(attachment) => {
+            let origin = Origin::Known;
+            Outcome::Staged { attachment, origin }
+        }
+        Err(miss) => until_answered(|waiter| registry.stage_file(request, miss, waiter)),
     }
-    until_answered(|waiter| registry.stage_file(request, waiter))
 }
 
 pub fn stage(registry: &Arc<Registry>, request: &StageRequest) -> Outcome {
