@@ -173,12 +173,15 @@ defmodule Bench.Scene do
     # The same ones for every side.
     :rand.seed(:exsss, {entries, 0, 0})
     arguments = for _ <- 1..@again, do: argument.(:rand.uniform(entries) - 1)
-    arguments = List.to_tuple(arguments)
+    key = {__MODULE__, name}
 
     side(
       name,
-      fn arguments, number -> {:ok, _} = stage.(elem(arguments, rem(number, @again))) end,
-      prepare: fn _operations -> arguments end
+      fn _, number ->
+        {:ok, _} = stage.(elem(:persistent_term.get(key), rem(number, @again)))
+      end,
+      # Not copied into every process that calls, which would move them at every collection.
+      prepare: fn _operations -> :persistent_term.put(key, List.to_tuple(arguments)) end
     )
   end
 
