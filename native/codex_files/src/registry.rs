@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use crate::attachment::{Attachment, Checksum, Now, Retention, StagedFile};
 use crate::copiers;
-use crate::disk::{self, Fingerprint, SMALL_BUFFER, Source};
+use crate::disk::{self, Buffer, Fingerprint, SMALL_BUFFER, Source};
 use crate::error::{Error, Failures, Result};
 use crate::manifest::{Admission, Listing, Manifest, Metrics, Origin, Outcome, Staging, Waiter};
 use crate::recognition::{Recognised, Recognition};
@@ -105,7 +105,7 @@ pub struct Registry {
 
 thread_local! {
     /// One small file's content, kept so that staging one allocates nothing that large.
-    static SMALL_CONTENT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static SMALL_CONTENT: RefCell<Buffer> = RefCell::new(disk::buffer(SMALL_BUFFER));
 }
 
 impl Registry {
@@ -354,7 +354,6 @@ impl Registry {
         let started = Now::read();
         let source = Source::open(&request.source)?;
         SMALL_CONTENT.with_borrow_mut(|buffer| {
-            buffer.resize(SMALL_BUFFER, 0);
             let Some(length) = source.read_small(buffer)? else {
                 let size = source.size();
                 return Ok(SmallFile::Large { size });
