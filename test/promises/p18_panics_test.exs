@@ -55,7 +55,7 @@ defmodule Codex.Files.P18PanicsTest do
       small: write(folder, "source/small", "small"),
       other: write(folder, "source/other", "other"),
       # The size from which on a copier thread copies is a quarter of that.
-      large: write(folder, "source/large", :binary.copy("large", 200_000))
+      large: write(folder, "source/large", :binary.copy("large", 1_700_000))
     }
 
     {:ok, attachment} =

@@ -10,6 +10,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag};
 use sha2::{Digest, Sha256};
 
 use crate::attachment::{Checksum, Now};
+use crate::copiers;
 use crate::error::{Context, Error, FileType, Result};
 use crate::panics;
 use crate::sys;
@@ -35,6 +36,10 @@ pub(crate) fn buffer(size: usize) -> Buffer {
 /// How much the kernel copies at once: little enough for the hash to follow closely, and enough that
 /// the two threads seldom wait for each other.
 const COPIED_AT_ONCE: usize = 1024 * 1024;
+
+/// How many of these the copy may be ahead of the hash: a file larger than the memory would not be
+/// in a cache any more when the hash comes to it.
+const COPIES_AHEAD: usize = 4;
 
 /// What the file system knows a file by, and the signs that its content has not changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -217,7 +222,7 @@ impl<'a> Source<'a> {
         let mut hasher = Sha256::new();
         let mut size = 0;
         self.each_piece(&mut buffer(PIECE), |piece| {
-            hasher.update(piece);
+            hash_in_turn(&mut hasher, piece);
             size += piece.len() as u64;
             Ok(())
         })?;
@@ -238,7 +243,7 @@ impl<'a> Source<'a> {
                 None => self.digest_of_clone(target, target_path),
             };
         }
-        let (copied, progress) = crossbeam_channel::unbounded();
+        let (copied, progress) = crossbeam_channel::bounded(COPIES_AHEAD);
         std::thread::scope(|scope| {
             let copier = scope.spawn(move || self.copy_ahead(target, target_path, &copied));
             let digest = digest_behind(target, target_path, &progress);
@@ -354,11 +359,16 @@ fn digest_behind(copy: &File, path: &Path, progress: &Receiver<u64>) -> Result<(
                 // Somebody has cut it off.
                 return Err(Error::io("read", path, Errno::EIO));
             }
-            hasher.update(&buffer[..count]);
+            hash_in_turn(&mut hasher, &buffer[..count]);
             done += count as u64;
         }
     }
     Ok((done, hasher.finalize().into()))
+}
+
+fn hash_in_turn(hasher: &mut Sha256, piece: &[u8]) {
+    let _turn = copiers::turn();
+    hasher.update(piece);
 }
 
 /// How much of a source is still to be read. What is staged is the file as long as it was when it
