@@ -226,6 +226,9 @@ defmodule Codex.Files do
     if Keyword.keyword?(opts), do: :ok, else: {:error, {:invalid_option, :opts, opts}}
   end
 
+  # Whatever reads it refuses null bytes.
+  defp path_bytes(path) when is_binary(path), do: {:ok, path}
+
   defp path_bytes(path) do
     case Registry.path_bytes(path) do
       {:ok, bytes} -> {:ok, bytes}

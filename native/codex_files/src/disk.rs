@@ -221,7 +221,7 @@ impl<'a> Source<'a> {
         sys::rewind(&self.file).context("read", self.path)?;
         let mut hasher = Sha256::new();
         let mut size = 0;
-        self.each_piece(&mut buffer(PIECE), |piece| {
+        self.each_piece(|piece| {
             hash_in_turn(&mut hasher, piece);
             size += piece.len() as u64;
             Ok(())
@@ -317,7 +317,7 @@ impl<'a> Source<'a> {
     fn copy_pieces(&self, target: &File, target_path: &Path) -> Result<(u64, [u8; 32])> {
         let mut hasher = Sha256::new();
         let mut size = 0_u64;
-        self.each_piece(&mut buffer(PIECE), |piece| {
+        self.each_piece(|piece| {
             hasher.update(piece);
             size += piece.len() as u64;
             sys::write_all(target, piece).context("write to", target_path)
@@ -325,11 +325,10 @@ impl<'a> Source<'a> {
         Ok((size, hasher.finalize().into()))
     }
 
-    fn each_piece(
-        &self,
-        buffer: &mut [u8],
-        mut work: impl FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
+    fn each_piece(&self, mut work: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        // A small file needs no more. The size of those of `/proc` is not known.
+        let size = usize::try_from(self.size()).map_or(PIECE, |size| size.min(PIECE));
+        let mut buffer = buffer(if size == 0 { PIECE } else { size });
         let mut left = Remaining::new(self);
         loop {
             let wanted = left.limit(buffer.len());
