@@ -7,7 +7,9 @@ defmodule Bench.BareNif do
 
   @doc false
   def load do
-    library = Path.join(System.get_env("CARGO_TARGET_DIR", "target"), "release/examples/libbare_nif")
+    library =
+      Path.join(System.get_env("CARGO_TARGET_DIR", "target"), "release/examples/libbare_nif")
+
     :erlang.load_nif(String.to_charlist(library), 0)
   end
 
