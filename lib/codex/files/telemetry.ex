@@ -30,14 +30,12 @@ defmodule Codex.Files.Telemetry do
   @spec cleaned(Codex.Files.Native.report()) :: :ok
   def cleaned({cleaned, failed}) do
     if loaded?() do
-      for attachment <- cleaned do
-        execute(:cleaned, measurements(attachment), metadata(attachment))
-      end
+      Enum.each(cleaned, &execute(:cleaned, measurements(&1), metadata(&1)))
 
-      for {attachment, reason} <- failed do
+      Enum.each(failed, fn {attachment, reason} ->
         metadata = Map.put(metadata(attachment), :reason, reason)
         execute(:cleanup_failed, measurements(attachment), metadata)
-      end
+      end)
     end
 
     :ok
