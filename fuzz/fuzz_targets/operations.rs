@@ -16,7 +16,9 @@ use arbitrary::Arbitrary;
 use codex_files::attachment::{Attachment, Retention, Ttl};
 use codex_files::error::Error;
 use codex_files::manifest::{Outcome, Waiter};
-use codex_files::registry::{FileRequest, Miss, Observer, Options, Registry, StageRequest, check_name};
+use codex_files::registry::{
+    FileRequest, Miss, Observer, Options, Registry, StageRequest, check_name,
+};
 use codex_files::staging_area::StagingDir;
 use codex_files::sweeper::{Command, Reply, Report};
 use libfuzzer_sys::fuzz_target;
@@ -248,8 +250,9 @@ impl World {
                 let neighbour = start();
                 neighbour.command(Command::Purge(self.staging_dir.clone()));
                 let request = self.file_request(source, b"neighbour", Keep::Persistent);
-                let staged = until_answered(|waiter| neighbour.stage_file(&request, Miss::Unclear, waiter))
-                    .expect("nothing is in its way");
+                let staged =
+                    until_answered(|waiter| neighbour.stage_file(&request, Miss::Unclear, waiter))
+                        .expect("nothing is in its way");
                 let content = fs::read(&staged.file.path).expect("it is there");
                 assert!(content == self.content(source));
                 assert!(ask(|reply| neighbour.end(reply)).is_empty());
