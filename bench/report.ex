@@ -20,6 +20,7 @@ defmodule Bench.Report do
     bare: "",
     scheduled: "by a dirty NIF ",
     looking: "plain Elixir that looks ",
+    copying: "a copy of the list ",
     cp: "cp ",
     openssl: "openssl "
   }
@@ -37,7 +38,7 @@ defmodule Bench.Report do
       end
 
     bare =
-      for side <- [:bare, :scheduled, :looking, :cp, :openssl],
+      for side <- [:bare, :scheduled, :looking, :copying, :cp, :openssl],
           Map.has_key?(result.values, side),
           do: @names[side] <> spread(result, side)
 
