@@ -231,7 +231,8 @@ defmodule Codex.Files.Registry do
     case Native.refresh_file(handle, path, name, persist, ttl_ms) do
       miss when miss in [:new, :unclear] ->
         dir = Config.staging_dir()
-        finish(&Native.stage_file(handle, dir, path, name, persist, ttl_ms, miss, &1))
+        attempt = &Native.stage_file(handle, dir, path, name, persist, ttl_ms, miss, &1)
+        finish(attempt, fn -> stage_file(handle, path, opts) end)
 
       outcome ->
         Telemetry.staged(outcome)
@@ -264,7 +265,7 @@ defmodule Codex.Files.Registry do
     case Native.refresh(handle, opts) do
       :miss ->
         dir = Config.staging_dir()
-        finish(fn ref -> Native.stage(handle, dir, opts, ref) end)
+        finish(&Native.stage(handle, dir, opts, &1), fn -> stage(handle, opts) end)
 
       {:error, {:invalid_option, key, path}} = error
       when key in [:source_path, :destination_path] and is_list(path) ->
@@ -278,12 +279,12 @@ defmodule Codex.Files.Registry do
     end
   end
 
-  # Until there is an outcome: whoever this caller waited for may have given up.
-  defp finish(attempt) do
+  # Whoever this caller waited for may have given up. Then it begins `again`, with a new look.
+  defp finish(attempt, again) do
     ref = make_ref()
 
     case await(attempt.(ref), ref) do
-      :retry -> finish(attempt)
+      :retry -> again.()
       outcome -> Telemetry.staged(outcome)
     end
   end
