@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -84,10 +85,14 @@ pub trait Observer: Send {
     fn ended(&self);
 }
 
+/// One owner of a registry, of all that it has in the course of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner(u64);
+
 /// Whether a process answers for a registry. A killed one leaves it to its successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ownership {
-    Owned,
+    Owned(Owner),
     AbandonedSince(Instant),
     Ended,
 }
@@ -109,7 +114,7 @@ thread_local! {
 }
 
 impl Registry {
-    /// An empty registry, with its cleanup thread.
+    /// An empty registry, with its cleanup thread. It waits for its owner as for a successor.
     #[must_use]
     pub fn start(options: Options) -> Arc<Self> {
         let recognition = options.recognise_unchanged.then(Recognition::new);
@@ -117,7 +122,7 @@ impl Registry {
             manifest: Manifest::new(),
             areas: Mutex::new(Some(HashMap::new())),
             recognition,
-            ownership: Mutex::new(Ownership::Owned),
+            ownership: Mutex::new(Ownership::AbandonedSince(Instant::now())),
             sweeper: sweeper::start(weak.clone(), options),
         })
     }
@@ -151,27 +156,31 @@ impl Registry {
         self.sweeper.send(command);
     }
 
-    /// Takes over a registry whose owner has gone; `false` if it has ended.
+    /// Gives it to a new owner, whether the one before is known to have gone or not; `None` if it has
+    /// ended.
     #[must_use]
-    pub fn adopt(&self) -> bool {
+    pub fn adopt(&self) -> Option<Owner> {
+        static OWNERS: AtomicU64 = AtomicU64::new(0);
         let mut ownership = self.ownership.lock();
         if *ownership == Ownership::Ended {
-            return false;
+            return None;
         }
-        *ownership = Ownership::Owned;
+        let owner = Owner(OWNERS.fetch_add(1, Ordering::Relaxed));
+        *ownership = Ownership::Owned(owner);
         drop(ownership);
         self.command(Command::OwnerChanged);
-        true
+        Some(owner)
     }
 
-    /// Notes that the owner has gone. Unless a successor comes in time, the registry ends.
-    pub fn abandon(&self) {
+    /// Notes that `owner` has gone, which may be heard of only after its successor has come. Unless
+    /// one comes in time, the registry ends.
+    pub fn abandon(&self, owner: Owner) {
         let mut ownership = self.ownership.lock();
-        if *ownership == Ownership::Owned {
+        if *ownership == Ownership::Owned(owner) {
             *ownership = Ownership::AbandonedSince(Instant::now());
+            drop(ownership);
+            self.command(Command::OwnerChanged);
         }
-        drop(ownership);
-        self.command(Command::OwnerChanged);
     }
 
     /// Ends it in order: nothing can be staged any more, and what was is removed, by the cleanup
@@ -182,20 +191,27 @@ impl Registry {
         self.command(Command::Stop(reply));
     }
 
-    pub(crate) fn abandoned_since(&self) -> Option<Instant> {
+    /// When it ends if no owner comes before.
+    pub(crate) fn ends_at(&self, grace: Duration) -> Option<Instant> {
         match *self.ownership.lock() {
-            Ownership::AbandonedSince(since) => Some(since),
-            Ownership::Owned | Ownership::Ended => None,
+            Ownership::AbandonedSince(since) => since.checked_add(grace),
+            Ownership::Owned(_) | Ownership::Ended => None,
         }
     }
 
-    pub(crate) fn end_if_abandoned(&self) -> bool {
+    /// Whether its time is up; if so, nobody can adopt it any more.
+    pub(crate) fn end_if_abandoned(&self, grace: Duration, now: Instant) -> bool {
         let mut ownership = self.ownership.lock();
-        let abandoned = matches!(*ownership, Ownership::AbandonedSince(_));
-        if abandoned {
+        let ends = match *ownership {
+            Ownership::AbandonedSince(since) => {
+                since.checked_add(grace).is_some_and(|end| end <= now)
+            }
+            Ownership::Owned(_) | Ownership::Ended => false,
+        };
+        if ends {
             *ownership = Ownership::Ended;
         }
-        abandoned
+        ends
     }
 
     /// Stages a known checksum again if that takes no more than a look at a file of this machine;

@@ -91,9 +91,10 @@ pub(crate) fn start(registry: Weak<Registry>, options: Options) -> Sweeper {
 /// goes, and takes the channel along.
 fn run(registry: &Weak<Registry>, inbox: &Receiver<Command>, mut options: Options) {
     let mut next_cleanup = deadline(options.cleanup_interval);
-    let mut end_at: Option<Instant> = None;
+    // It has no owner yet.
+    let mut ends_at = deadline(options.orphan_grace);
     loop {
-        let wake_at = [next_cleanup, end_at].into_iter().flatten().min();
+        let wake_at = [next_cleanup, ends_at].into_iter().flatten().min();
         let command = match wake_at {
             Some(at) => inbox.recv_deadline(at),
             None => inbox.recv().map_err(RecvTimeoutError::from),
@@ -121,10 +122,7 @@ fn run(registry: &Weak<Registry>, inbox: &Receiver<Command>, mut options: Option
             Err(RecvTimeoutError::Timeout) => {}
         }
         let now = Instant::now();
-        end_at = registry
-            .abandoned_since()
-            .and_then(|since| since.checked_add(options.orphan_grace));
-        if end_at.is_some_and(|at| at <= now) && registry.end_if_abandoned() {
+        if registry.end_if_abandoned(options.orphan_grace, now) {
             let _ = contained(|| registry.stop());
             options.observer.ended();
             return;
@@ -135,6 +133,7 @@ fn run(registry: &Weak<Registry>, inbox: &Receiver<Command>, mut options: Option
             }
             next_cleanup = deadline(options.cleanup_interval);
         }
+        ends_at = registry.ends_at(options.orphan_grace);
     }
 }
 

@@ -86,10 +86,10 @@ fn p11_an_abandoned_registry_lives_on_in_a_successor() {
     let heard = Heard::default();
     let mut lab = lab_with(LONG, LONG, &heard);
     for number in 0..3_u8 {
-        lab.registry.abandon();
+        let owner = lab.registry.adopt().unwrap();
+        lab.registry.abandon(owner);
         // Callers do not need its process.
         staged(lab.stage_file(&lab.source("source", &[number])));
-        assert!(lab.registry.adopt());
     }
     assert_eq!(lab.attachments().len(), 3);
     lab.assert_consistent();
@@ -100,18 +100,21 @@ fn p11_an_abandoned_registry_lives_on_in_a_successor() {
 #[test]
 fn p11_an_adopted_registry_does_not_end_when_its_grace_would_have() {
     let heard = Heard::default();
-    let grace = Duration::from_millis(20);
+    // Longer than it takes to find a successor.
+    let grace = Duration::from_millis(500);
     let lab = lab_with(LONG, grace, &heard);
+    let owner = lab.registry.adopt().unwrap();
     staged(lab.stage_file(&lab.source("source", b"content")));
-    lab.registry.abandon();
-    if lab.registry.adopt() {
-        let later = Instant::now() + 3 * grace;
-        eventually("the grace is over", || Instant::now() > later);
-        assert_eq!(cleanup(&lab.registry).cleaned.len(), 0);
-        assert!(!heard.ended.load(Ordering::SeqCst));
-        lab.assert_consistent();
-        assert_eq!(lab.attachments().len(), 1);
-    }
+    lab.registry.abandon(owner);
+    lab.registry.adopt().unwrap();
+    // The word that the first has gone may come late, or twice.
+    lab.registry.abandon(owner);
+    let later = Instant::now() + 3 * grace;
+    eventually("the grace is over", || Instant::now() > later);
+    assert_eq!(cleanup(&lab.registry).cleaned.len(), 0);
+    assert!(!heard.ended.load(Ordering::SeqCst));
+    lab.assert_consistent();
+    assert_eq!(lab.attachments().len(), 1);
 }
 
 /// A process that copies through a file module holds the ticket, which goes with it.
@@ -146,15 +149,23 @@ fn p11_whoever_waits_for_one_that_was_killed_is_told_to_ask_again() {
 #[test]
 fn p11_an_abandoned_registry_without_a_successor_ends_and_leaves_nothing() {
     let heard = Heard::default();
-    let lab = lab_with(LONG, Duration::from_millis(5), &heard);
+    let lab = lab_with(LONG, Duration::from_millis(200), &heard);
+    let owner = lab.registry.adopt().unwrap();
     staged(lab.stage_file(&lab.source("source", b"content")));
-    lab.registry.abandon();
+    lab.registry.abandon(owner);
     eventually("it ends", || heard.ended.load(Ordering::SeqCst));
-    assert!(!lab.registry.adopt(), "it has ended for good");
+    assert!(lab.registry.adopt().is_none(), "it has ended for good");
     assert!(lab.attachments().is_empty());
     assert!(tree(&lab.staging_path()).is_empty());
     let error = failed(lab.stage_file(&lab.source("source", b"content")));
     assert!(matches!(error, Error::Stopped));
+}
+
+#[test]
+fn p11_a_registry_whose_first_owner_never_comes_ends_too() {
+    let heard = Heard::default();
+    let _lab = lab_with(LONG, Duration::from_millis(5), &heard);
+    eventually("it ends", || heard.ended.load(Ordering::SeqCst));
 }
 
 #[test]

@@ -71,7 +71,8 @@ fn open<'a>(
 ) -> Term<'a> {
     guarded(env, "nif-open", || {
         let interval = Duration::from_millis(cleanup_interval_ms);
-        let opened = registries::open(env, name.as_slice(), interval, recognise_unchanged);
+        let opened = registries::open(env, name.as_slice(), interval, recognise_unchanged)
+            .map_err(|failed| encode::reason(env, &failed))?;
         Ok(opened.encode(env))
     })
 }

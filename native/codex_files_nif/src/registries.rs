@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use codex_files::error::{Error, Result};
 use codex_files::panics;
-use codex_files::registry::{Observer, Options, Registry};
+use codex_files::registry::{Observer, Options, Owner, Registry};
 use codex_files::sweeper::{Command, Report};
 use once_cell::sync::Lazy;
 use parking_lot::Mutex;
@@ -20,31 +21,27 @@ const ORPHAN_GRACE: Duration = Duration::from_secs(60);
 
 static REGISTRIES: Lazy<Mutex<HashMap<Vec<u8>, ResourceArc<Handle>>>> = Lazy::new(Mutex::default);
 
-/// A registry as its callers hold it.
+/// A registry, as the callers of one of its owners hold it.
 pub(crate) struct Handle {
     pub(crate) registry: Arc<Registry>,
     name: Vec<u8>,
-    owner: Arc<Mutex<Option<LocalPid>>>,
+    owner: Owner,
+    /// To whom the owner at the time is told what the cleanup thread does.
+    told: Arc<Mutex<LocalPid>>,
 }
 
 #[rustler::resource_impl]
 impl Resource for Handle {
-    fn down<'a>(&'a self, _env: Env<'a>, pid: LocalPid, _monitor: Monitor) {
+    fn down<'a>(&'a self, _env: Env<'a>, _pid: LocalPid, _monitor: Monitor) {
         panics::point("down");
-        let mut owner = self.owner.lock();
-        // The successor may have come already.
-        if *owner == Some(pid) {
-            *owner = None;
-            drop(owner);
-            self.registry.abandon();
-        }
+        self.registry.abandon(self.owner);
     }
 }
 
 /// Tells the registry process what its cleanup thread does.
 struct ToOwner {
     name: Vec<u8>,
-    owner: Arc<Mutex<Option<LocalPid>>>,
+    told: Arc<Mutex<LocalPid>>,
 }
 
 impl Observer for ToOwner {
@@ -52,21 +49,20 @@ impl Observer for ToOwner {
         if report.cleaned.is_empty() && report.failed.is_empty() {
             return;
         }
-        let owner = *self.owner.lock();
-        if let Some(owner) = owner {
-            mailbox::tell(owner, move |env| {
-                (
-                    atoms::codex_files(),
-                    atoms::cleaned(),
-                    encode::report(env, &report),
-                )
-                    .encode(env)
-            });
-        }
+        // If it has gone, so has the message.
+        let owner = *self.told.lock();
+        mailbox::tell(owner, move |env| {
+            (
+                atoms::codex_files(),
+                atoms::cleaned(),
+                encode::report(env, &report),
+            )
+                .encode(env)
+        });
     }
 
     fn ended(&self) {
-        forget(&self.name, &self.owner);
+        forget(&self.name, &self.told);
     }
 }
 
@@ -77,55 +73,59 @@ pub(crate) fn open(
     name: &[u8],
     cleanup_interval: Duration,
     recognise_unchanged: bool,
-) -> (ResourceArc<Handle>, bool) {
+) -> Result<(ResourceArc<Handle>, bool)> {
+    let pid = env.pid();
     let mut registries = REGISTRIES.lock();
-    let left = registries
-        .get(name)
-        .filter(|handle| handle.registry.adopt())
-        .cloned();
+    let left = registries.get(name).and_then(|left| {
+        let owner = left.registry.adopt()?;
+        *left.told.lock() = pid;
+        Some((Arc::clone(&left.registry), owner, Arc::clone(&left.told)))
+    });
     let adopted = left.is_some();
-    let handle = left.unwrap_or_else(|| {
-        let owner = Arc::default();
-        let observer = ToOwner {
-            name: name.to_owned(),
-            owner: Arc::clone(&owner),
-        };
-        let handle = ResourceArc::new(Handle {
-            registry: Registry::start(Options {
+    let (registry, owner, told) = match left {
+        Some(left) => left,
+        None => {
+            let told = Arc::new(Mutex::new(pid));
+            let observer = ToOwner {
+                name: name.to_owned(),
+                told: Arc::clone(&told),
+            };
+            let registry = Registry::start(Options {
                 cleanup_interval,
                 orphan_grace: ORPHAN_GRACE,
                 recognise_unchanged,
                 observer: Box::new(observer),
-            }),
-            name: name.to_owned(),
-            owner,
-        });
-        registries.insert(name.to_owned(), handle.clone());
-        handle
+            });
+            let owner = registry.adopt().ok_or(Error::Stopped)?;
+            (registry, owner, told)
+        }
+    };
+    let handle = ResourceArc::new(Handle {
+        registry,
+        name: name.to_owned(),
+        owner,
+        told,
     });
+    let before = registries.insert(name.to_owned(), handle.clone());
     drop(registries);
+    drop(before);
     handle.registry.command(Command::Interval(cleanup_interval));
-    let pid = env.pid();
-    *handle.owner.lock() = Some(pid);
     if handle.monitor(Some(env), &pid).is_none() {
         // It is being killed right now.
-        handle.registry.abandon();
+        handle.registry.abandon(owner);
     }
-    (handle, adopted)
+    Ok((handle, adopted))
 }
 
 /// Takes a registry out, so that the next process of its name begins anew.
 pub(crate) fn close(handle: &ResourceArc<Handle>) {
-    *handle.owner.lock() = None;
-    forget(&handle.name, &handle.owner);
+    forget(&handle.name, &handle.told);
 }
 
-fn forget(name: &[u8], owner: &Arc<Mutex<Option<LocalPid>>>) {
+fn forget(name: &[u8], told: &Arc<Mutex<LocalPid>>) {
     let mut registries = REGISTRIES.lock();
-    if registries
-        .get(name)
-        .is_some_and(|handle| Arc::ptr_eq(&handle.owner, owner))
-    {
+    let is_it = |handle: &ResourceArc<Handle>| Arc::ptr_eq(&handle.told, told);
+    if registries.get(name).is_some_and(is_it) {
         registries.remove(name);
     }
 }
