@@ -136,9 +136,16 @@ pub(crate) fn copy_range(source: &File, target: &File, wanted: usize) -> Result<
         fcntl::copy_file_range(source, None, target, None, wanted)
     });
     match copied {
-        Err(Errno::EOPNOTSUPP | Errno::EXDEV | Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) => {
-            Ok(0)
-        }
+        Err(
+            Errno::EOPNOTSUPP
+            | Errno::EXDEV
+            | Errno::EINVAL
+            | Errno::ENOSYS
+            | Errno::EPERM
+            | Errno::EACCES
+            | Errno::ETXTBSY
+            | Errno::EAGAIN,
+        ) => Ok(0),
         result => result,
     }
 }
@@ -154,27 +161,19 @@ pub(crate) fn read_at(file: &File, buffer: &mut [u8], from: u64) -> Result<usize
     call("pread", || sys::uio::pread(file, buffer, from))
 }
 
-/// Makes an empty file share the content of another, until one of them is written to. `false` where
-/// the file system cannot do that.
+/// Makes an empty file share the content of another, until one of them is written to; whether it does.
+/// There are more reasons for a file system not to do so just now than can be listed, and whatever
+/// else is wrong shows when the content is copied instead.
 #[cfg(target_os = "linux")]
 pub(crate) fn clone_content(target: &File, source: &File) -> Result<bool> {
     let cloned = call("clone", || {
         rustix::fs::ioctl_ficlone(target, source)
             .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
     });
-    match cloned {
-        Ok(()) => Ok(true),
-        Err(
-            Errno::EOPNOTSUPP
-            | Errno::EXDEV
-            | Errno::EINVAL
-            | Errno::ENOTTY
-            | Errno::ENOSYS
-            | Errno::EPERM
-            | Errno::EACCES,
-        ) => Ok(false),
-        Err(errno) => Err(errno),
+    if cloned.is_err() {
+        truncate(target, 0)?;
     }
+    Ok(cloned.is_ok())
 }
 
 #[cfg(not(target_os = "linux"))]
