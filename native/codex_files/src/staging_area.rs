@@ -37,6 +37,9 @@ const STAGING_PREFIX: &str = ".staging";
 const ELSEWHERE_PREFIX: &str = ".elsewhere-";
 const MADE_DIR: char = '+';
 
+/// How often the directory of a destination is made again for a scratch file, if it goes meanwhile.
+const ATTEMPTS: usize = 10;
+
 /// Which staging directory to use.
 #[derive(Clone, Debug)]
 pub struct StagingDir {
@@ -323,9 +326,29 @@ impl Area {
     ) -> Result<Scratch, PublishError> {
         let destination = std::path::absolute(destination)
             .map_err(|_| Error::io("use destination", destination, Errno::EINVAL))?;
+        let mut attempts = 1..ATTEMPTS;
+        loop {
+            match self.try_scratch_beside(&destination, replaces, mode) {
+                // A directory that another staging made goes when the file of that expires, be it
+                // between our look at the directory and the scratch file in it.
+                Err(PublishError::Failed(Error::Io {
+                    errno: Errno::ENOENT,
+                    ..
+                })) if attempts.next().is_some() => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn try_scratch_beside(
+        self: &Arc<Self>,
+        destination: &Path,
+        replaces: Option<&StagedFile>,
+        mode: Mode,
+    ) -> Result<Scratch, PublishError> {
         let parent = destination
             .parent()
-            .ok_or_else(|| Error::io("use destination", &destination, Errno::EISDIR))?;
+            .ok_or_else(|| Error::io("use destination", destination, Errno::EISDIR))?;
         let made_before = replaces.is_some_and(|file| file.made_dir() == Some(parent));
         let made_dir = make_dirs(parent)? || made_before;
         let number = self.next_number();
@@ -334,7 +357,7 @@ impl Area {
             record.push(MADE_DIR);
         }
         let record = PathBuf::from(record);
-        let path = beside(&destination, &self.path, number);
+        let path = beside(destination, &self.path, number);
         // Dropped on a failure from here on, it takes everything away again.
         let mut scratch = Scratch {
             area: self.clone(),
@@ -342,14 +365,14 @@ impl Area {
             name: PathBuf::new(),
             file: None,
             elsewhere: Some(Elsewhere {
-                destination: destination.clone(),
+                destination: destination.to_owned(),
                 record: record.clone(),
                 made_dir,
             }),
             gone: false,
         };
         // The record comes first: whenever we die, the next start finds all there is.
-        match sys::symlink_at(&destination, self.dir(), &record) {
+        match sys::symlink_at(destination, self.dir(), &record) {
             Ok(()) => {}
             Err(Errno::ENOENT) => return Err(PublishError::AreaLost),
             Err(errno) => {

@@ -340,6 +340,28 @@ fn p4_whichever_call_of_a_staging_fails_nothing_in_part_is_left() {
     println!("{points} faults of stagings");
 }
 
+/// The directory that was made for one file goes with it, also while another is staged beside it.
+#[test]
+fn a_directory_that_goes_before_the_scratch_file_is_in_it_is_made_again() {
+    let _alone = alone();
+    let mut points = 0;
+    for scene in SCENES.iter().filter(|scene| scene.to != To::Area) {
+        let calls = scene.calls();
+        let record = calls.iter().position(|call| *call == "symlink").unwrap();
+        for at in (record..calls.len()).filter(|&at| calls[at] == "create") {
+            points += 1;
+            let plan = Plan {
+                at,
+                times: 1,
+                failure: Failure::Error(Errno::ENOENT),
+                ..NO_FAULT
+            };
+            scene.suffer(plan).unwrap();
+        }
+    }
+    assert!(points > 0);
+}
+
 #[test]
 fn an_interrupted_call_goes_on() {
     let _alone = alone();
