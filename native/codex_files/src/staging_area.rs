@@ -497,7 +497,13 @@ impl Scratch {
             file_id: Some(id),
         };
         let stat = sys::lstat(&published.path).context("stat", &published.path)?;
-        let published = published.checked(stat, mode)?;
+        // The file that another staging has put there meanwhile is neither to be taken for this one
+        // nor to go with it.
+        let published = if FileId::of(&stat).same_file(&id) {
+            published.checked(stat, mode)?
+        } else {
+            published
+        };
         self.gone = true;
         Ok(published)
     }

@@ -1074,6 +1074,27 @@ fn two_keys_at_one_destination_do_not_remove_each_others_file() {
     lab.assert_leaves_nothing();
 }
 
+#[test]
+fn p3_of_two_keys_at_one_destination_at_once_none_answers_for_the_others_file() {
+    let mut lab = Lab::new();
+    let destination = lab.root.join("elsewhere/file");
+    let sources = ["one", "two"].map(|key| (key.as_bytes(), lab.source(key, key.as_bytes())));
+    for _ in 0..2_000 {
+        std::thread::scope(|scope| {
+            for (key, source) in &sources {
+                scope.spawn(|| copied(lab.stage(key, source, &destination)));
+            }
+        });
+        let content = fs::read(&destination).unwrap();
+        for (key, _) in &sources {
+            let there = lab.registry.refresh(key, KEPT).is_some();
+            assert_eq!(there, content == *key, "{key:?}");
+        }
+        lab.reset();
+    }
+    lab.assert_leaves_nothing();
+}
+
 // ---- many, and often ------------------------------------------------------------------------
 
 #[test]
