@@ -167,6 +167,7 @@ fn registry() -> Arc<Registry> {
         recognise_unchanged: true,
         observer: Box::new(Nobody),
     })
+    .expect("a thread can be had")
 }
 
 fn stage_file(registry: &Arc<Registry>, request: &FileRequest) -> Attachment {

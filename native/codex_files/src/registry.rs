@@ -115,16 +115,20 @@ thread_local! {
 
 impl Registry {
     /// An empty registry, with its cleanup thread. It waits for its owner as for a successor.
-    #[must_use]
-    pub fn start(options: Options) -> Arc<Self> {
-        let recognition = options.recognise_unchanged.then(Recognition::new);
-        Arc::new_cyclic(|weak| Self {
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the system has no thread left.
+    pub fn start(options: Options) -> Result<Arc<Self>> {
+        let (sweeper, inbox) = sweeper::channel();
+        let registry = Arc::new(Self {
             manifest: Manifest::new(),
             areas: Mutex::new(Some(HashMap::new())),
-            recognition,
+            recognition: options.recognise_unchanged.then(Recognition::new),
             ownership: Mutex::new(Ownership::AbandonedSince(Instant::now())),
-            sweeper: sweeper::start(weak.clone(), options),
-        })
+            sweeper,
+        });
+        sweeper::start(Arc::downgrade(&registry), inbox, options)?;
+        Ok(registry)
     }
 
     /// The manifest, for those who do the disk work themselves.

@@ -1,11 +1,12 @@
 //! Cleanup: the thread that does it on time and on request, and what it does.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use nix::errno::Errno;
 
 use crate::attachment::{Attachment, Now, StagedFile};
 use crate::error::{Error, Failures, Result};
@@ -77,14 +78,26 @@ impl Sweeper {
     }
 }
 
-pub(crate) fn start(registry: Weak<Registry>, options: Options) -> Sweeper {
+/// What is sent here, the thread does; what nobody will do any more is answered with `Stopped`.
+pub(crate) fn channel() -> (Sweeper, Receiver<Command>) {
     let (commands, inbox) = crossbeam_channel::unbounded();
-    let spawned = std::thread::Builder::new()
-        .name("codex_sweeper".into())
-        .spawn(move || run(&registry, &inbox, options));
-    // Without the thread every command is answered with `Stopped`: the inbox is dropped.
-    drop(spawned);
-    Sweeper(commands)
+    (Sweeper(commands), inbox)
+}
+
+pub(crate) fn start(
+    registry: Weak<Registry>,
+    inbox: Receiver<Command>,
+    options: Options,
+) -> Result<()> {
+    let name = "codex_sweeper";
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || run(&registry, &inbox, options))
+        .map(drop)
+        .map_err(|error| {
+            let errno = error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw);
+            Error::io("start the thread", Path::new(name), errno)
+        })
 }
 
 /// The thread. It holds no strong reference while it waits: a registry that nobody needs any more

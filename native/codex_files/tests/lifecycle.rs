@@ -49,7 +49,8 @@ fn lab_with(cleanup_interval: Duration, orphan_grace: Duration, heard: &Heard) -
         orphan_grace,
         recognise_unchanged: true,
         observer: Box::new(heard.clone()),
-    });
+    })
+    .unwrap();
     lab
 }
 

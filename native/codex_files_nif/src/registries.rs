@@ -95,7 +95,7 @@ pub(crate) fn open(
                 orphan_grace: ORPHAN_GRACE,
                 recognise_unchanged,
                 observer: Box::new(observer),
-            });
+            })?;
             let owner = registry.adopt().ok_or(Error::Stopped)?;
             (registry, owner, told)
         }

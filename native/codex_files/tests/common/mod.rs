@@ -54,6 +54,7 @@ pub fn start_with(recognise_unchanged: bool) -> Arc<Registry> {
         recognise_unchanged,
         observer: Box::new(Deaf),
     })
+    .unwrap()
 }
 
 /// A registry, and a directory for its files and their sources.
