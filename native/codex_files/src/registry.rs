@@ -229,8 +229,8 @@ impl Registry {
         self.manifest.refresh(&file, retention, Now::read())
     }
 
-    /// Stages a file again that is recognised, if that takes no more than a look at it and at its
-    /// copy, both of this machine and neither to be waited for; short enough for such a thread too.
+    /// Stages a file again that is recognised, if that takes no more than a look at it, which waits
+    /// for nothing, and at its copy as [`Registry::refresh`] does.
     ///
     /// # Errors
     /// [`Miss`], for [`Registry::stage_file`] to go on from.
@@ -320,7 +320,7 @@ impl Registry {
         outcome(|| {
             if miss == Miss::Unclear {
                 let seen = Fingerprint::of(&disk::look(&request.source)?);
-                if let Some(attachment) = self.stage_unchanged(&seen, request.retention) {
+                if let Some(attachment) = self.stage_unchanged(&seen, request) {
                     return Ok(Some(known(attachment)));
                 }
             }
@@ -343,9 +343,17 @@ impl Registry {
     }
 
     /// Stages a file again that is recognised as one that was hashed before.
-    fn stage_unchanged(&self, seen: &Fingerprint, retention: Retention) -> Option<Attachment> {
+    fn stage_unchanged(&self, seen: &Fingerprint, request: &FileRequest) -> Option<Attachment> {
         match self.recognition.as_ref()?.recognise(seen)? {
-            Recognised::Unchanged { checksum, .. } => self.stage_known(&checksum, retention),
+            // What is seen of another machine's file may be old, until it is opened.
+            Recognised::Unchanged { local: false, .. }
+                if Source::open(&request.source).ok()?.fingerprint() != *seen =>
+            {
+                None
+            }
+            Recognised::Unchanged { checksum, .. } => {
+                self.stage_known(&checksum, request.retention)
+            }
             Recognised::Familiar => None,
         }
     }
@@ -408,7 +416,7 @@ impl Registry {
     ) -> Result<Outcome> {
         // While this copy waited for its turn, the same file may have been staged by another.
         let seen = Fingerprint::of(&disk::look(&request.source)?);
-        if let Some(attachment) = self.stage_unchanged(&seen, request.retention) {
+        if let Some(attachment) = self.stage_unchanged(&seen, request) {
             return Ok(known(attachment));
         }
         let started = Now::read();
