@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::ops::{Bound, DerefMut};
 use std::sync::Arc;
 
-use foldhash::{HashMap, HashMapExt};
+use foldhash::HashMap;
 use imbl::Vector;
 
 use crate::attachment::{Attachment, Checksum, Deadline, Now, Retention, StagedFile, Ttl};
@@ -130,6 +130,9 @@ struct Waiting {
     waiter: Waiter,
 }
 
+/// What [`State`] kept its entries in.
+type Emptied = (Vector<Option<Entry>>, Vec<Slot>, HashMap<Checksum, Slot>);
+
 #[derive(Default)]
 struct State {
     /// The attachments. A persistent vector: `list` takes a snapshot in constant time and reads it
@@ -193,25 +196,25 @@ impl State {
         }
     }
 
-    /// Takes `file`'s entry out, if it is still the one that is there.
-    fn take(&mut self, file: &Arc<StagedFile>) {
-        let Some((slot, entry)) = self.entry(&file.checksum) else {
-            return;
-        };
+    /// Takes `file`'s entry out, if it is still the one that is there. With the last one goes the
+    /// memory for all: that takes as long as there have ever been entries, and is the caller's to do
+    /// without the lock.
+    fn take(&mut self, file: &Arc<StagedFile>) -> Option<Emptied> {
+        let (slot, entry) = self.entry(&file.checksum)?;
         if !Arc::ptr_eq(&entry.attachment.file, file) {
-            return;
+            return None;
         }
         let entry = entry.clone();
         self.uncount(slot, &entry);
         self.index.remove(&file.checksum);
         self.entries.set(slot as usize, None);
         self.free.push(slot);
-        if self.index.is_empty() {
-            // The only moment at which giving the memory back costs nothing that grows.
-            self.entries = Vector::new();
-            self.free = Vec::new();
-            self.index = HashMap::new();
-        }
+        self.index.is_empty().then(|| {
+            let entries = std::mem::take(&mut self.entries);
+            let free = std::mem::take(&mut self.free);
+            let index = std::mem::take(&mut self.index);
+            (entries, free, index)
+        })
     }
 
     fn metrics(&self) -> Metrics {
@@ -489,13 +492,13 @@ impl Ticket {
         }
     }
 
-    /// Gives the ticket back after `change`, all at once, and tells those who wait.
-    fn end(mut self, change: impl FnOnce(&mut State), outcome: Outcome) {
+    /// Gives the ticket back after `change`, all at once, and tells those who wait. What `change`
+    /// leaves over is dropped without the lock.
+    fn end<T>(mut self, change: impl FnOnce(&mut State) -> T, outcome: Outcome) {
         let manifest = self.manifest.clone();
-        let waiting = {
+        let (_left_over, waiting) = {
             let mut state = manifest.lock("manifest-end");
-            change(&mut state);
-            self.give_back(&mut state)
+            (change(&mut state), self.give_back(&mut state))
         };
         answer_all(waiting, &outcome);
     }
