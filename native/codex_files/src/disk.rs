@@ -245,7 +245,11 @@ impl<'a> Source<'a> {
         }
         let (copied, progress) = crossbeam_channel::bounded(COPIES_AHEAD);
         std::thread::scope(|scope| {
-            let copier = scope.spawn(move || self.copy_ahead(target, target_path, &copied));
+            let ahead = move || self.copy_ahead(target, target_path, &copied);
+            let Ok(copier) = std::thread::Builder::new().spawn_scoped(scope, ahead) else {
+                // No thread can be had: late is better than never.
+                return self.copy_pieces(target, target_path);
+            };
             let digest = digest_behind(target, target_path, &progress);
             drop(progress);
             let copied = copier
