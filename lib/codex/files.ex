@@ -241,8 +241,10 @@ defmodule Codex.Files do
     persist = Keyword.get(opts, :persist, false)
     ttl_ms = Keyword.get_lazy(opts, :ttl_ms, &Config.ttl_ms/0)
     name = Keyword.fetch(opts, :name)
+    ref = make_ref()
+    described = Native.describe(path, name, persist, ttl_ms, ref)
 
-    with {:ok, {checksum, name, size}} <- Native.describe(path, name, persist, ttl_ms) do
+    with {:ok, {checksum, name, size}} <- Registry.await(described, ref) do
       Registry.stage(%{
         checksum: checksum,
         name: name,

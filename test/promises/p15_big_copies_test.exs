@@ -5,6 +5,8 @@ defmodule Codex.Files.P15BigCopiesTest do
 
   use Codex.Files.StagingCase, async: false
 
+  alias Codex.Files.Native
+
   # More copies than are made at once.
   @copies 4
   @size 128 * 1024 * 1024
@@ -71,15 +73,36 @@ defmodule Codex.Files.P15BigCopiesTest do
     )
   end
 
+  test "so they do when big files are read for a file module", %{folder: folder} do
+    beside_big_copies(
+      folder,
+      fn source ->
+        ref = make_ref()
+        :wait = Native.describe(source, :error, false, 0, ref)
+        assert_receive {^ref, {:ok, {_checksum, _name, _size}}}, 120_000
+        {:ok, %{path: source}}
+      end,
+      fn round ->
+        small = write(folder, "small #{round}", "#{round}")
+        assert {:ok, attachment} = Codex.Files.stage(small, ttl_ms: 0)
+        assert File.read!(attachment.path) == "#{round}"
+      end,
+      # More than the VM has dirty I/O schedulers.
+      :erlang.system_info(:dirty_io_schedulers) + 2
+    )
+  end
+
   # Some processes stage one big file after the other, and at any time there are more of them than
   # are copied at once. What has to wait for a copy sees one finish, or more, in every round, however
   # fast the machine is; what goes on beside them does not.
-  defp beside_big_copies(folder, stage, round) do
+  defp beside_big_copies(folder, stage, round, copies \\ @copies) do
     finished = :counters.new(1, [])
     stop = :atomics.new(1, [])
 
     copies =
-      for n <- 1..@copies, do: Task.async(fn -> copy_on(folder, n, n, stage, finished, stop) end)
+      for n <- 1..copies do
+        Task.async(fn -> copy_on(folder, n, n, stage, finished, stop) end)
+      end
 
     deadline = System.monotonic_time(:millisecond) + 120_000
     rounds = run_rounds(round, 1, 0, finished, deadline)

@@ -196,15 +196,16 @@ defmodule Codex.Files.P18NativeSafetyTest do
         try_metrics: [handle],
         force_cleanup: [handle, make_ref()],
         reset: [handle, staging_dir, make_ref()],
-        describe: [source, :error, false, 60_000],
+        describe: [source, :error, false, 60_000, make_ref()],
         admit: [handle, opts, make_ref()],
         admit_known: [handle, opts, make_ref()],
-        verify_staging: [staging],
+        verify_staging: [staging, make_ref()],
         commit_staging: [staging],
         fail_staging: [staging, :erlang.term_to_binary(:reason)],
         claim_expired: [handle],
         claim_all: [handle],
         end_removal: [make_ref(), true],
+        stop_staging: [handle],
         close: [handle, make_ref()]
       ]
 
@@ -246,7 +247,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
       %{handle: handle, staging: staging} = context
       assert {:ok, _attachment, false} = Native.commit_staging(staging)
       assert Native.commit_staging(staging) == {:error, :stopped}
-      assert Native.verify_staging(staging) == {:error, :stopped}
+      assert Native.verify_staging(staging, make_ref()) == {:error, :stopped}
       assert Native.fail_staging(staging, "no term") == :ok
       assert [%{checksum: "ticket"}] = Native.list(handle)
 

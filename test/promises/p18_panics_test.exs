@@ -163,15 +163,16 @@ defmodule Codex.Files.P18PanicsTest do
             try_metrics: [handle],
             force_cleanup: [handle, make_ref()],
             reset: [handle, unquote(context.folder), make_ref()],
-            describe: [unquote(context.small), :error, false, 60_000],
+            describe: [unquote(context.small), :error, false, 60_000, make_ref()],
             admit: [handle, opts, make_ref()],
             admit_known: [handle, opts, make_ref()],
-            verify_staging: [staging],
+            verify_staging: [staging, make_ref()],
             commit_staging: [staging],
             fail_staging: [staging, :erlang.term_to_binary(:reason)],
             claim_expired: [handle],
             claim_all: [handle],
             end_removal: [removal, false],
+            stop_staging: [handle],
             close: [handle, make_ref()]
           ]
 

@@ -102,16 +102,16 @@ defmodule Codex.Files.RandomTerms do
       7 -> {:metrics, [handle]}
       8 -> {:force_cleanup, [handle, make_ref()]}
       9 -> {:reset, [handle, folder, make_ref()]}
-      10 -> {:describe, [source, name.(), true, :infinity]}
+      10 -> {:describe, [source, name.(), true, :infinity, make_ref()]}
       11 -> {:admit, [handle, opts.(), make_ref()]}
       12 -> {:admit_known, [handle, opts.(), make_ref()]}
-      13 -> {:verify_staging, [staging(handle, opts.())]}
+      13 -> {:verify_staging, [staging(handle, opts.()), make_ref()]}
       14 -> {:commit_staging, [staging(handle, opts.())]}
       15 -> {:fail_staging, [staging(handle, opts.()), :erlang.term_to_binary(:reason)]}
       16 -> {:claim_expired, [handle]}
       17 -> {:claim_all, [handle]}
       18 -> {:end_removal, [removal(handle), Enum.random([true, false])]}
-      19 -> {:close, [closable(), make_ref()]}
+      19 -> Enum.random([{:close, [closable(), make_ref()]}, {:stop_staging, [closable()]}])
       20 -> {:refresh_file, [handle, source, name.(), false, 60_000]}
     end
   end

@@ -19,10 +19,10 @@ defmodule Codex.Files.FileModule do
   def stage_known(module, handle, opts) do
     ref = make_ref()
 
-    case Native.admit_known(handle, opts, ref) do
+    case Registry.await(Native.admit_known(handle, opts, ref), ref) do
       {:copy, ticket} -> copy(module, ticket, opts)
-      :wait -> receive(do: ({^ref, outcome} -> finish(outcome, module, handle, opts)))
-      outcome -> finish(outcome, module, handle, opts)
+      :retry -> stage_known(module, handle, opts)
+      outcome -> Telemetry.staged(outcome)
     end
   end
 
@@ -59,9 +59,6 @@ defmodule Codex.Files.FileModule do
     :throw, value -> {:error, {:nocatch, value}}
     :exit, reason -> {:error, reason}
   end
-
-  defp finish(:retry, module, handle, opts), do: stage_known(module, handle, opts)
-  defp finish(outcome, _module, _handle, _opts), do: Telemetry.staged(outcome)
 
   @doc "Copies the file that a ticket is for."
   @spec copy(module(), Native.ticket(), Registry.stage_opts()) ::
@@ -119,7 +116,9 @@ defmodule Codex.Files.FileModule do
   end
 
   defp verify(module, ticket, opts) do
-    with {:error, _reason} = error <- Native.verify_staging(ticket) do
+    ref = make_ref()
+
+    with {:error, _reason} = error <- Registry.await(Native.verify_staging(ticket, ref), ref) do
       undo_copy(module, opts)
       error
     end

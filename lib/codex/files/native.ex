@@ -137,10 +137,15 @@ defmodule Codex.Files.Native do
 
   # For registries with a file module
 
-  @spec describe(binary(), {:ok, binary()} | :error, boolean(), :infinity | non_neg_integer()) ::
-          {:ok, {checksum :: String.t(), name :: binary(), size :: non_neg_integer()}}
-          | {:error, term()}
-  def describe(_path, _name, _persist, _ttl_ms), do: not_loaded()
+  # `{reference, {:ok, {checksum, name, size}} | {:error, reason}}` follows.
+  @spec describe(
+          binary(),
+          {:ok, binary()} | :error,
+          boolean(),
+          :infinity | non_neg_integer(),
+          reference()
+        ) :: :wait | {:error, term()}
+  def describe(_path, _name, _persist, _ttl_ms, _reference), do: not_loaded()
 
   @spec admit(handle(), Codex.Files.Registry.stage_opts(), reference()) ::
           {:copy, ticket()} | :wait | :known | {:error, term()}
@@ -150,8 +155,13 @@ defmodule Codex.Files.Native do
           {:copy, ticket()} | outcome() | :wait
   def admit_known(_handle, _opts, _reference), do: not_loaded()
 
-  @spec verify_staging(ticket()) :: :ok | {:error, term()}
-  def verify_staging(_ticket), do: not_loaded()
+  # `{reference, :ok | {:error, reason}}` follows.
+  @spec verify_staging(ticket(), reference()) :: :wait | {:error, term()}
+  def verify_staging(_ticket, _reference), do: not_loaded()
+
+  # From now on nothing is staged any more; what was stays till it is removed.
+  @spec stop_staging(handle()) :: :ok | {:error, term()}
+  def stop_staging(_handle), do: not_loaded()
 
   @spec commit_staging(ticket()) :: outcome()
   def commit_staging(_ticket), do: not_loaded()

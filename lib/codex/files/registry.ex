@@ -289,13 +289,16 @@ defmodule Codex.Files.Registry do
     end
   end
 
-  defp await(:wait, ref) do
+  @doc false
+  # The result of a native function, which may come as a message.
+  @spec await(:wait | result, reference()) :: result when result: term()
+  def await(:wait, ref) do
     receive do
       {^ref, result} -> result
     end
   end
 
-  defp await(result, _ref), do: result
+  def await(result, _ref), do: result
 
   defp force_cleanup(handle) do
     ref = make_ref()
@@ -581,6 +584,8 @@ defmodule Codex.Files.Registry do
   end
 
   defp stop(%{file_module: module, handle: handle}) do
+    # A copy that is under way is refused when it is done, and undone: nobody would remove it later.
+    _ = Native.stop_staging(handle)
     {_pid, monitor} = spawn_monitor(fn -> FileModule.reset(module, handle) end)
 
     receive do

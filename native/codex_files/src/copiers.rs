@@ -1,4 +1,4 @@
-//! The threads that copy large files, so that no scheduler thread is held up by one.
+//! The threads that copy and read large files, so that no scheduler thread is held up by one.
 //!
 //! They are shared by all registries, and bounded: once the cores are busy, more copies at once only
 //! make each of them, and everything else, slower.
@@ -8,9 +8,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crossbeam_channel::{Receiver, Sender};
 use once_cell::sync::{Lazy, OnceCell};
 
-use crate::error::Error;
+use crate::disk::INLINE_LIMIT;
+use crate::error::{Error, Result};
 use crate::manifest::{Outcome, Waiter};
 use crate::panics;
+use crate::sweeper::{Reply, contained};
 
 /// Files up to this size have copiers of their own: they need not wait for those that take a hundred
 /// times as long.
@@ -81,6 +83,28 @@ pub(crate) fn run(
             let _ = catch_unwind(AssertUnwindSafe(|| waiter.answer(outcome)));
         }
     });
+    queue(size, job);
+}
+
+/// Answers `reply` with what `work` on a file of `size` bytes gives: here and now if that is a small
+/// one.
+pub(crate) fn answer<T: 'static>(
+    size: u64,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+    reply: Reply<T>,
+) {
+    let answer = move || {
+        let result = contained(work).and_then(|result| result);
+        let _ = contained(|| reply.send(result));
+    };
+    if size <= INLINE_LIMIT as u64 {
+        answer();
+    } else {
+        queue(size, Box::new(answer));
+    }
+}
+
+fn queue(size: u64, job: Job) {
     match COPIERS.get_or_try_init(start) {
         Ok(Copiers { medium, large }) => {
             let jobs = if size <= MEDIUM { medium } else { large };

@@ -87,7 +87,7 @@ impl FileId {
 }
 
 /// A file's state: if two looks at a path give the same one, nobody wrote to the file in between
-/// (but see [`Fingerprint::settled`]).
+/// (but see [`Fingerprint::settled`], and the description of the module `recognition`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Fingerprint {
     pub(crate) id: FileId,

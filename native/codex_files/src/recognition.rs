@@ -1,6 +1,7 @@
 //! Recognises unchanged files without reading them, as git and ccache do: by device, inode, size
 //! and both times. Only times that were old enough when the file was hashed count (see
-//! `Fingerprint::settled`), so a change always shows.
+//! `Fingerprint::settled`), so that a change shows; but what is stored through a shared mapping changes
+//! the times only the first time after the page was written out.
 
 use std::num::NonZeroUsize;
 

@@ -218,8 +218,9 @@ impl Registry {
         ends
     }
 
-    /// Stages a known checksum again if that takes no more than a look at a file of this machine;
-    /// short enough for a thread that must not wait.
+    /// Stages a known checksum again if that takes no more than a look at a file of this machine. That
+    /// is short enough for a scheduler's thread, if not for nothing: what no cache leads to any more is
+    /// read from the disk.
     #[must_use]
     pub fn refresh(&self, checksum: &[u8], retention: Retention) -> Option<Attachment> {
         let file = self.manifest.lookup(checksum)?;
@@ -464,7 +465,7 @@ impl Registry {
         }
     }
 
-    /// Whatever changes the source after it was opened, before or after it was read, leaves it with
+    /// Whatever writes to the source after it was opened, before or after it was read, leaves it with
     /// other times than these, if these were settled before it was opened.
     fn remember(&self, source: &Source<'_>, started: Now, checksum: &Checksum) {
         if let Some(recognition) = &self.recognition {
@@ -611,22 +612,30 @@ impl Registry {
         }
     }
 
+    /// The digest of a file that a file module of the host's is to copy, and its size in bytes.
+    pub fn describe_file_module(source: PathBuf, reply: Reply<([u8; 32], u64)>) {
+        let size = size_of(&source);
+        copiers::answer(size, move || disk::digest_of_file(&source), reply);
+    }
+
     /// Reads a file that a file module of the host's has put in place, if its checksum has the
-    /// form of a digest.
-    ///
-    /// # Errors
-    /// [`Error::ChecksumMismatch`], and as reading the file.
-    pub fn verify_file_module(request: &StageRequest) -> Result<()> {
+    /// form of a digest. The reply is [`Error::ChecksumMismatch`] if it is another's, and as reading
+    /// the file.
+    pub fn verify_file_module(request: StageRequest, reply: Reply<()>) {
         if !disk::is_digest(&request.checksum) {
-            return Ok(());
+            return copiers::answer(0, || Ok(()), reply);
         }
-        let (digest, _) = disk::digest_of_file(&request.destination)?;
-        let actual = disk::hex(&digest);
-        if actual.as_bytes() == &*request.checksum {
-            Ok(())
-        } else {
-            Err(Error::ChecksumMismatch { actual })
-        }
+        let size = size_of(&request.destination);
+        let verify = move || {
+            let (digest, _) = disk::digest_of_file(&request.destination)?;
+            let actual = disk::hex(&digest);
+            if actual.as_bytes() == &*request.checksum {
+                Ok(())
+            } else {
+                Err(Error::ChecksumMismatch { actual })
+            }
+        };
+        copiers::answer(size, verify, reply);
     }
 
     /// Enters a file that a file module of the host's has put in place.
@@ -705,6 +714,11 @@ fn outcome(run: impl FnOnce() -> Result<Option<Outcome>>) -> Option<Outcome> {
         Ok(Err(error)) => Some(Outcome::Failed(error)),
         Err(panic) => Some(Outcome::Failed(Error::from_panic(&*panic))),
     }
+}
+
+/// 0 if it cannot be told: whoever opens the file says why.
+fn size_of(path: &Path) -> u64 {
+    disk::look(path).map_or(0, |stat| disk::FileId::of(&stat).size())
 }
 
 fn open_for_stage(request: &StageRequest) -> Result<Source<'_>> {

@@ -37,7 +37,7 @@ impl<T> Reply<T> {
         Self(Some(Box::new(send)))
     }
 
-    fn send(mut self, result: Result<T>) {
+    pub(crate) fn send(mut self, result: Result<T>) {
         if let Some(send) = self.0.take() {
             send(result);
         }
@@ -161,7 +161,7 @@ fn answer<T>(reply: Reply<T>, work: impl FnOnce() -> T) {
     let _ = contained(|| reply.send(result));
 }
 
-fn contained<T>(work: impl FnOnce() -> T) -> Result<T> {
+pub(crate) fn contained<T>(work: impl FnOnce() -> T) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| Error::from_panic(&*panic))
 }
 

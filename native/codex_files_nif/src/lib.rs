@@ -89,6 +89,15 @@ fn close<'a>(env: Env<'a>, handle: ResourceArc<Handle>, reference: Reference<'a>
     })
 }
 
+/// From now on nothing is staged any more; what was stays till it is removed.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn stop_staging<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
+    guarded(env, "nif-stop_staging", || {
+        handle.registry.manifest().stop();
+        Ok(atoms::ok().encode(env))
+    })
+}
+
 #[rustler::nif(schedule = "DirtyCpu")]
 fn purge<'a>(env: Env<'a>, handle: ResourceArc<Handle>, staging_dir: Term<'a>) -> Term<'a> {
     guarded(env, "nif-purge", || {
@@ -306,13 +315,24 @@ fn admit_known<'a>(
 
 /// The ticket stays good, to tidy up under it.
 #[rustler::nif(schedule = "DirtyIo")]
-fn verify_staging<'a>(env: Env<'a>, ticket: ResourceArc<StagingTicket>) -> Term<'a> {
+fn verify_staging<'a>(
+    env: Env<'a>,
+    ticket: ResourceArc<StagingTicket>,
+    reference: Reference<'a>,
+) -> Term<'a> {
     guarded(env, "nif-verify_staging", || {
-        ticket
-            .with_request(Registry::verify_file_module)
-            .unwrap_or(Err(Error::Stopped))
-            .map_err(|failed| encode::reason(env, &failed))?;
-        Ok(atoms::ok().encode(env))
+        let request = ticket
+            .request()
+            .ok_or_else(|| encode::reason(env, &Error::Stopped))?;
+        let to = ReplyTo::new(env, reference);
+        let reply = move |result: Result<()>| {
+            to.reply(move |env| match result {
+                Ok(()) => atoms::ok().encode(env),
+                Err(failed) => encode::error(env, encode::reason(env, &failed)),
+            });
+        };
+        Registry::verify_file_module(request, Reply::new(reply));
+        Ok(atoms::wait().encode(env))
     })
 }
 
@@ -350,13 +370,23 @@ fn describe<'a>(
     name: Term<'a>,
     persist: Term<'a>,
     ttl_ms: Term<'a>,
+    reference: Reference<'a>,
 ) -> Term<'a> {
     guarded(env, "nif-describe", || {
         let opts = FileOpts::decode(path, name, persist, ttl_ms)?;
-        let (digest, size) =
-            disk::digest_of_file(opts.source).map_err(|failed| encode::reason(env, &failed))?;
-        let name = encode::binary(env, opts.name);
-        Ok((atoms::ok(), (disk::hex(&digest), name, size)).encode(env))
+        let name = opts.name.to_owned();
+        let to = ReplyTo::new(env, reference);
+        let reply = move |result: Result<([u8; 32], u64)>| {
+            to.reply(move |env| match result {
+                Ok((digest, size)) => {
+                    let name = encode::binary(env, &name);
+                    (atoms::ok(), (disk::hex(&digest), name, size)).encode(env)
+                }
+                Err(failed) => encode::error(env, encode::reason(env, &failed)),
+            });
+        };
+        Registry::describe_file_module(opts.source.to_owned(), Reply::new(reply));
+        Ok(atoms::wait().encode(env))
     })
 }
 

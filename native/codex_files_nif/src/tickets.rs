@@ -17,8 +17,8 @@ impl StagingTicket {
         Self(Mutex::new(Some((staging, request))))
     }
 
-    pub(crate) fn with_request<T>(&self, work: impl FnOnce(&StageRequest) -> T) -> Option<T> {
-        self.0.lock().as_ref().map(|(_, request)| work(request))
+    pub(crate) fn request(&self) -> Option<StageRequest> {
+        self.0.lock().as_ref().map(|(_, request)| request.clone())
     }
 
     pub(crate) fn take(&self) -> Option<(Staging, StageRequest)> {

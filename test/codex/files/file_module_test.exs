@@ -487,6 +487,26 @@ defmodule Codex.Files.FileModuleTest do
       assert [rm_rf: [_], rm_rf: [_], rm_rf: [_]] = callbacks()
       assert files_below(context.staging_dir) == []
     end
+
+    test "happen at an orderly stop to a copy that ends meanwhile, too", context do
+      %{registry: registry, folder: folder} = context
+      destination = Path.join(folder, "elsewhere/late")
+      opts = stage_opts(write(folder, "late", "late"), destination_path: destination)
+      PuppetFile.tell(:cp!, :block)
+      staging = async_call(registry, {:stage, opts})
+      Process.unlink(staging.pid)
+      copying = callback(:cp!)
+
+      PuppetFile.tell(:rm_rf, :block)
+      stopping = Task.async(fn -> GenServer.stop(registry) end)
+      removing = callback(:rm_rf)
+      PuppetFile.tell(:rm_rf, :run)
+      PuppetFile.release(copying)
+      assert_receive {:callback, _pid, :rm_rf, [^destination]}, 5_000
+      PuppetFile.release(removing)
+      assert Task.await(stopping) == :ok
+      eventually(fn -> not File.exists?(destination) end)
+    end
   end
 
   describe "callbacks" do
