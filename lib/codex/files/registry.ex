@@ -27,8 +27,22 @@ defmodule Codex.Files.Registry do
 
   ## Errors
 
-  Malformed options give `{:error, {:missing_option, key}}` or
-  `{:error, {:invalid_option, key, value}}`, and change nothing. See `Codex.Files.format_error/1`.
+  Malformed options give `{:error, {:missing_option, key}}`, `{:error, {:invalid_option, key, value}}`
+  or `{:error, {:invalid_name, name}}`, and change nothing. `stage/1` and `force_cleanup/0` say what
+  else they can fail with, and `Codex.Files` what every function can.
+
+  A call with another request gives `{:error, {:unknown_request, request}}`. One that the end of the
+  registry interrupts exits, or gives `{:error, :stopped}`; `stage/1`, `force_cleanup/0` and `reset/1`
+  then exit with `{:stopped, _}`.
+
+  `start_link/1` fails with `{:manifest_table_taken, name}`, with `{:invalid_option, key, value}`, and
+  with `:native_library_not_loaded`, when standard error says why.
+
+  What a file module fails with is the reason as it is: the one that its function returns, the POSIX
+  reason of an exception of `File`'s, any other exception, `{:nocatch, value}` for what it throws, or
+  what it exits with.
+
+  `Codex.Files.format_error/1` has the English of them all.
   """
 
   use GenServer
@@ -98,10 +112,12 @@ defmodule Codex.Files.Registry do
   """
   @spec ensure_started() :: {:ok, pid()} | {:error, term()}
   def ensure_started do
-    case Process.whereis(__MODULE__) do
-      nil -> start_supervised(Application.load(:codex_sdk))
-      pid -> {:ok, pid}
-    end
+    pid = Process.whereis(__MODULE__)
+
+    # One that is being killed may still have its name.
+    if pid != nil and Process.alive?(pid),
+      do: {:ok, pid},
+      else: start_supervised(Application.load(:codex_sdk))
   end
 
   @doc """
@@ -112,6 +128,10 @@ defmodule Codex.Files.Registry do
   becomes now, and its TTL the new one, unless either is `:infinity`. A checksum in the form of a
   SHA-256 digest must be the content's, or the result is
   `{:error, {:checksum_mismatch, actual}}`.
+
+  A destination that is the source itself gives `{:error, {:destination_is_source, path}}`. Otherwise
+  it fails with the file system's reasons, `{:unsupported_file_type, type}` and
+  `{:insecure_staging_dir, path, reason}`, as `Codex.Files.stage/2` does.
 
   ## Examples
 
@@ -348,7 +368,7 @@ defmodule Codex.Files.Registry do
     with {:ok, _started} <- Application.ensure_all_started(:codex_files) do
       case Supervisor.start_child(Codex.Files.Supervisor, {__MODULE__, []}) do
         {:ok, pid} -> {:ok, pid}
-        {:error, {:already_started, pid}} -> {:ok, pid}
+        {:error, {:already_started, _pid}} -> ensure_child(Codex.Files.Supervisor, 1_000)
         {:error, :already_present} -> ensure_child(Codex.Files.Supervisor, 1_000)
         # The supervisor adds the child to the reason.
         {:error, {reason, child}} when elem(child, 0) == :child -> {:error, reason}
@@ -364,21 +384,28 @@ defmodule Codex.Files.Registry do
 
     case List.keyfind(children, __MODULE__, 0) do
       {_id, pid, _type, _modules} when is_pid(pid) ->
-        {:ok, pid}
+        # The supervisor may not have heard yet that it was killed.
+        if Process.alive?(pid), do: {:ok, pid}, else: look_again(supervisor, attempts)
 
       {_id, :undefined, _type, _modules} ->
         restart_child(supervisor, attempts)
 
-      # Its supervisor is at it: once it has tried, there is another state to see.
-      {_id, :restarting, _type, _modules} when attempts > 0 ->
-        Process.sleep(5)
-        ensure_child(supervisor, attempts - 1)
+      {_id, :restarting, _type, _modules} ->
+        look_again(supervisor, attempts)
 
-      _deleted ->
+      nil ->
         {:error, :not_started}
     end
   catch
     :exit, _reason -> {:error, :not_started}
+  end
+
+  # The supervisor is at it: once it has tried, there is another state to see.
+  defp look_again(_supervisor, 0), do: {:error, :not_started}
+
+  defp look_again(supervisor, attempts) do
+    Process.sleep(5)
+    ensure_child(supervisor, attempts - 1)
   end
 
   defp restart_child(supervisor, attempts) do

@@ -112,6 +112,20 @@ defmodule Codex.Files.RegistryTest do
       assert Process.alive?(successor)
     end
 
+    test "returns the successor of one that is being killed" do
+      {:ok, registry} = Registry.ensure_started()
+      Process.exit(registry, :kill)
+      assert {:ok, successor} = Registry.ensure_started()
+      assert successor != registry
+    end
+
+    test "waits for the supervisor to hear that one was killed" do
+      {:ok, registry} = Registry.ensure_started()
+      assert {:ok, successor} = ask_before_supervisor_hears(Codex.Files.Supervisor, registry)
+      assert successor != registry
+      assert Process.alive?(successor)
+    end
+
     test "restarts one that its supervisor has terminated" do
       {:ok, registry} = Registry.ensure_started()
       :ok = Supervisor.terminate_child(Codex.Files.Supervisor, Registry)
@@ -180,6 +194,14 @@ defmodule Codex.Files.RegistryTest do
       kill(registry)
       # The supervisor is asked, so whatever it is at comes first.
       assert {:ok, successor} = Registry.ensure_started()
+      assert successor != registry
+      assert successor in supervised(Codex.Supervisor)
+    end
+
+    test "waits for the supervisor to hear that one was killed" do
+      FakeSdk.load()
+      {:ok, registry} = Registry.ensure_started()
+      assert {:ok, successor} = ask_before_supervisor_hears(Codex.Supervisor, registry)
       assert successor != registry
       assert successor in supervised(Codex.Supervisor)
     end
@@ -261,6 +283,19 @@ defmodule Codex.Files.RegistryTest do
     defp supervised(supervisor) do
       for {_id, pid, _type, _modules} <- Supervisor.which_children(supervisor), do: pid
     end
+  end
+
+  # The result of a call that finds no name, and asks a supervisor that takes the registry, which is
+  # dead, to be running.
+  defp ask_before_supervisor_hears(supervisor, registry) do
+    :sys.suspend(supervisor)
+    Process.unregister(Registry)
+    asking = Task.async(&Registry.ensure_started/0)
+    pid = Process.whereis(supervisor)
+    eventually(fn -> Process.info(pid, :message_queue_len) == {:message_queue_len, 1} end)
+    kill(registry)
+    :sys.resume(supervisor)
+    Task.await(asking)
   end
 
   describe "when the registry is not running" do
