@@ -59,20 +59,29 @@ defmodule Codex.Files.ErrorMessage do
     do: "expected a request that the registry knows, got: #{inspect(request)}"
 
   defp say(:noproc), do: "the registry is not running"
-  defp say(reason) when reason in [:stopped, :shutdown], do: "the registry has been stopped"
+
+  defp say(reason) when reason in [:stopped, :normal, :shutdown],
+    do: "the registry has been stopped"
+
   defp say(:killed), do: "the registry has been killed"
 
   defp say(:native_library_not_loaded),
     do: "the native library is not loaded; standard error says why"
 
-  defp say(:not_started), do: "the registry has been removed from its supervisor"
+  defp say(:not_started), do: "the registry is not running under its supervisor"
 
   # What a supervisor says of a child that could not be started.
   defp say({:shutdown, {:failed_to_start_child, _child, reason}}), do: say(reason)
   defp say({reason, {:child, _, _, _, _, _, _, _, _}}), do: say(reason)
 
-  defp say({app, {{:shutdown, reason}, {_module, :start, _args}}}) when is_atom(app),
-    do: say({:shutdown, reason})
+  defp say({_app, {{:shutdown, {:failed_to_start_child, _, reason}}, {_module, :start, _args}}}),
+    do: say(reason)
+
+  # A start that raised.
+  defp say({exception, stacktrace}) when is_exception(exception) and is_list(stacktrace),
+    do: say(exception)
+
+  defp say({:shutdown, _detail}), do: say(:shutdown)
 
   defp say(reason) when is_atom(reason) do
     case :file.format_error(reason) do

@@ -80,10 +80,12 @@ defmodule Codex.Files.ErrorMessageTest do
       # What becomes of a call to a registry that is not there, or goes.
       {:noproc, "the registry is not running"},
       {:stopped, "the registry has been stopped"},
+      {:normal, "the registry has been stopped"},
       {:shutdown, "the registry has been stopped"},
+      {{:shutdown, :left}, "the registry has been stopped"},
       {:killed, "the registry has been killed"},
       {:native_library_not_loaded, "the native library is not loaded; standard error says why"},
-      {:not_started, "the registry has been removed from its supervisor"},
+      {:not_started, "the registry is not running under its supervisor"},
       # What supervisors and applications make of a start that failed.
       {{{:manifest_table_taken, :codex_files_manifest}, @child}, @taken},
       {{:shutdown,
@@ -94,6 +96,14 @@ defmodule Codex.Files.ErrorMessageTest do
           {:failed_to_start_child, Codex.Files.Registry,
            {:manifest_table_taken, :codex_files_manifest}}},
          {Codex.Application, :start, [:normal, []]}}}, @taken},
+      {{%RuntimeError{message: "boom"}, [{Registry, :init, 1, []}]}, "boom"},
+      {{:shutdown,
+        {:failed_to_start_child, Codex.Files.Registry, {%RuntimeError{message: "boom"}, []}}},
+       "boom"},
+      # That of an application that stopped itself is not the registry's.
+      {{:codex_sdk, {{:shutdown, :no_key}, {Codex.Application, :start, [:normal, []]}}},
+       "unexpected error: {:codex_sdk, {{:shutdown, :no_key}, " <>
+         "{Codex.Application, :start, [:normal, []]}}}"},
       # What a file module fails with.
       {%RuntimeError{message: "boom"}, "boom"},
       {%File.Error{reason: :enoent, action: "read file", path: "/a"},
@@ -162,6 +172,9 @@ defmodule Codex.Files.ErrorMessageTest do
           {:native_panic, <<255>>},
           {:manifest_table_taken, {}},
           {:shutdown, :anything},
+          {:shutdown, {:failed_to_start_child, 1, {%RuntimeError{message: nil}, []}}},
+          {%RuntimeError{message: "two\nlines"}, []},
+          {%RuntimeError{message: "boom"}, :no_stacktrace},
           {:shutdown, {:failed_to_start_child, 1, {:native_panic, nil}}},
           {{:native_panic, nil}, @child},
           %RuntimeError{message: "two\r\nlines"},
