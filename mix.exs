@@ -38,7 +38,8 @@ defmodule Codex.Files.MixProject do
       links: %{"Codex" => "https://github.com/openai/codex"},
       # The native library is built where it is used: the Rust sources and the lock file belong to the package.
       files:
-        ~w(lib native Cargo.toml Cargo.lock mix.exs .formatter.exs README.md CHANGELOG.md LICENSE guides)
+        ~w(lib native Cargo.toml Cargo.lock mix.exs .formatter.exs README.md CHANGELOG.md LICENSE
+           guides bench/results/chart.svg)
     ]
   end
 
@@ -54,6 +55,8 @@ defmodule Codex.Files.MixProject do
         "CHANGELOG.md",
         "LICENSE"
       ],
+      # The README shows the chart.
+      assets: %{"bench/results" => "bench/results"},
       groups_for_extras: [Guides: ~r"guides/"],
       groups_for_modules: [
         "Staging files": [Codex.Files, Codex.Files.Attachment],

@@ -74,8 +74,9 @@ defmodule Codex.Files.HostTest do
     package = Path.join(context.folder, "package")
 
     for file <- Mix.Project.config()[:package][:files], File.exists?(Path.join(root(), file)) do
-      File.mkdir_p!(package)
-      File.cp_r!(Path.join(root(), file), Path.join(package, file))
+      target = Path.join(package, file)
+      File.mkdir_p!(Path.dirname(target))
+      File.cp_r!(Path.join(root(), file), target)
     end
 
     commit(package)
