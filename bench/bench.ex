@@ -28,9 +28,6 @@ defmodule Bench do
 
   def main(args) do
     case OptionParser.parse(args, strict: @options) do
-      {%{help: true}, _, _} ->
-        IO.puts(@usage)
-
       {opts, [], []} ->
         opts |> Map.new() |> run()
 
@@ -57,6 +54,9 @@ defmodule Bench do
     all = Scene.names() ++ Large.names() ++ Scale.names() ++ Fairness.names()
     rows = if opts[:rows], do: String.split(opts.rows, ","), else: all
     if rows -- all != [], do: fail("expected rows of #{Enum.join(all, ", ")}")
+
+    if "new_large" in rows and System.find_executable("openssl") == nil,
+      do: fail("expected openssl on the PATH: the row new_large is measured beside it")
 
     entries =
       cond do
