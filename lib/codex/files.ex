@@ -18,9 +18,32 @@ defmodule Codex.Files do
       day) by default
     * `:attachment_cleanup_interval_ms` - the time between two cleanups, 60_000 (a minute) by default
     * `:attachment_recognise_unchanged` - `false` to read every file again, instead of recognising
-      those whose device, inode, size and times have not changed since they were staged
+      those whose device, inode, size and times have not changed since they were staged. A program
+      that writes through a shared memory mapping (`mmap`) need not change the times each time: if
+      files written in this way are staged, it has to be `false`
 
-  The first two are read at each use, the others when the registry starts.
+  The first two are read at each use, the others when the registry starts; but the successor of a
+  killed registry keeps `:attachment_recognise_unchanged` as it was, and one with a file module reads
+  the interval before each wait.
+
+  ## Errors
+
+  `stage/2` and `force_cleanup/0` say what each of them can fail with. Besides, any function that
+  returns errors may give one of these reasons:
+
+    * `:stopped`, `:noproc`, `:normal`, `:shutdown`, `{:shutdown, detail}`, `:killed` - the registry
+      ended before it had answered. Call again, which waits for its successor or starts one
+    * `:not_started` - `Codex.Supervisor` is not running, or the registry is not among its children or
+      has not been restarted in five seconds. Let that supervisor start `{Codex.Files.Registry, []}`
+    * `{:manifest_table_taken, table}` - the registry could not start, because there is an ETS table
+      of this name. `:ets.info(table, :owner)` says whose it is: rename that one
+    * `:native_library_not_loaded` - standard error says why, and what to do
+    * `{:native_panic, message}` - a bug of this library. Nothing else is harmed; please report it
+    * `{application, reason}` - the SDK, or an application that it needs, could not be started,
+      perhaps because the registry could not: `format_error/1` tells
+
+  A registry with a file module also fails with what its functions return or raise: see
+  `Codex.Files.Registry`.
 
   ## Examples
 

@@ -9,7 +9,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
       $ mix compile
       ==> codex_files
-      Compiling 8 files (.ex)
+      Compiling 11 files (.ex)
       Generated codex_files app
          Compiling codex_files v0.1.0
          Compiling codex_files_nif v0.1.0

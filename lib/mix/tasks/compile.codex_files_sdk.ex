@@ -14,7 +14,7 @@ defmodule Mix.Tasks.Compile.CodexFilesSdk do
           app: :my_app,
           version: "0.1.0",
           compilers: Mix.compilers() ++ [:codex_files_sdk],
-          deps: [{:codex_sdk, "~> 0.16"}, {:codex_files, "~> 0.1"}]
+          deps: [{:codex_sdk, "~> 0.16"}, {:codex_files, path: "../codex_files"}]
         ]
       end
 
