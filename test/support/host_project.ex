@@ -23,6 +23,7 @@ defmodule Codex.Files.HostProject do
     path = Path.join(System.tmp_dir!(), "codex_files_test_#{System.pid()}_#{unique()}")
     File.mkdir_p!(path)
     on_exit(fn -> File.rm_rf!(path) end)
+
     # Mix resolves the current directory, so what it prints and records has no link in it. This VM's
     # stays what it is: other tests are being loaded by it.
     {resolved, 0} = System.cmd("pwd", ["-P"], cd: path)
