@@ -164,13 +164,16 @@ pub(crate) fn read_at(file: &File, buffer: &mut [u8], from: u64) -> Result<usize
 /// Makes an empty file share the content of another, until one of them is written to; whether it does.
 /// There are more reasons for a file system not to do so just now than can be listed, and whatever
 /// else is wrong shows when the content is copied instead.
+///
+/// A file is cut only if a clone that failed has left something in it: ext4 writes out at once, at its
+/// close, what is written to a file after that.
 #[cfg(target_os = "linux")]
 pub(crate) fn clone_content(target: &File, source: &File) -> Result<bool> {
     let cloned = call("clone", || {
         rustix::fs::ioctl_ficlone(target, source)
             .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
     });
-    if cloned.is_err() {
+    if cloned.is_err() && fstat(target)?.st_size > 0 {
         truncate(target, 0)?;
     }
     Ok(cloned.is_ok())

@@ -362,6 +362,16 @@ fn a_directory_that_goes_before_the_scratch_file_is_in_it_is_made_again() {
     assert!(points > 0);
 }
 
+/// ext4 would write a copy out at its close, and the caller wait for the disk.
+#[test]
+fn a_copy_is_not_cut_where_a_clone_has_left_nothing() {
+    let _alone = alone();
+    for scene in SCENES.iter().filter(|scene| scene.size == LARGE) {
+        let calls = scene.calls();
+        assert!(!calls.contains(&"ftruncate"), "{}: {calls:?}", scene.name);
+    }
+}
+
 #[test]
 fn an_interrupted_call_goes_on() {
     let _alone = alone();
