@@ -3,16 +3,14 @@
 //! They are shared by all registries, and bounded: once the cores are busy, more copies at once only
 //! make each of them, and everything else, slower.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use crossbeam_channel::{Receiver, Sender};
 use once_cell::sync::{Lazy, OnceCell};
 
 use crate::disk::INLINE_LIMIT;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::manifest::{Outcome, Waiter};
 use crate::panics;
-use crate::sweeper::{Reply, contained};
+use crate::sweeper::{self, Reply, contained};
 
 /// Files up to this size have copiers of their own: they need not wait for those that take a hundred
 /// times as long.
@@ -73,14 +71,14 @@ pub(crate) fn run(
 ) {
     let mut waiter = Some(waiter);
     let job: Job = Box::new(move || {
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let outcome = contained(|| {
             panics::point("copier");
             work(&mut waiter)
-        }))
-        .unwrap_or_else(|panic| Outcome::Failed(Error::from_panic(&*panic)));
+        })
+        .unwrap_or_else(Outcome::Failed);
         if let Some(waiter) = waiter {
             // There are others whose copies are to be made by this thread.
-            let _ = catch_unwind(AssertUnwindSafe(|| waiter.answer(outcome)));
+            let _ = contained(|| waiter.answer(outcome));
         }
     });
     queue(size, job);
@@ -93,10 +91,7 @@ pub(crate) fn answer<T: 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
     reply: Reply<T>,
 ) {
-    let answer = move || {
-        let result = contained(work).and_then(|result| result);
-        let _ = contained(|| reply.send(result));
-    };
+    let answer = move || sweeper::answer(reply, work);
     if size <= INLINE_LIMIT as u64 {
         answer();
     } else {
@@ -140,6 +135,7 @@ fn start_some() -> std::io::Result<Sender<Job>> {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::catch_unwind;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;

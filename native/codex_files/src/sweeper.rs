@@ -37,7 +37,7 @@ impl<T> Reply<T> {
         Self(Some(Box::new(send)))
     }
 
-    pub(crate) fn send(mut self, result: Result<T>) {
+    fn send(mut self, result: Result<T>) {
         if let Some(send) = self.0.take() {
             send(result);
         }
@@ -116,8 +116,8 @@ fn run(registry: &Weak<Registry>, inbox: &Receiver<Command>, mut options: Option
             return;
         };
         match command {
-            Ok(Command::Cleanup(reply)) => answer(reply, || registry.sweep()),
-            Ok(Command::Reset(dir, reply)) => answer(reply, || registry.reset(Some(&dir))),
+            Ok(Command::Cleanup(reply)) => answer(reply, || Ok(registry.sweep())),
+            Ok(Command::Reset(dir, reply)) => answer(reply, || Ok(registry.reset(Some(&dir)))),
             Ok(Command::Purge(dir)) => {
                 // What could not be removed is tried again at the next start.
                 let _ = contained(|| staging_area::purge(&dir));
@@ -128,7 +128,7 @@ fn run(registry: &Weak<Registry>, inbox: &Receiver<Command>, mut options: Option
                 next_cleanup = deadline(interval);
             }
             Ok(Command::Stop(reply)) => {
-                answer(reply, || registry.stop());
+                answer(reply, || Ok(registry.stop()));
                 return;
             }
             Err(RecvTimeoutError::Disconnected) => return,
@@ -156,8 +156,8 @@ fn deadline(from_now: Duration) -> Option<Instant> {
 }
 
 /// Whatever fails, the work or the answer: the next command is done.
-fn answer<T>(reply: Reply<T>, work: impl FnOnce() -> T) {
-    let result = contained(work);
+pub(crate) fn answer<T>(reply: Reply<T>, work: impl FnOnce() -> Result<T>) {
+    let result = contained(work).and_then(|result| result);
     let _ = contained(|| reply.send(result));
 }
 
