@@ -26,8 +26,8 @@ pub(crate) struct Handle {
     pub(crate) registry: Arc<Registry>,
     name: Vec<u8>,
     owner: Owner,
-    /// To whom the owner at the time is told what the cleanup thread does.
-    told: Arc<Mutex<LocalPid>>,
+    /// The process that owns the registry now, for all handles of it.
+    owner_pid: Arc<Mutex<LocalPid>>,
 }
 
 #[rustler::resource_impl]
@@ -41,7 +41,7 @@ impl Resource for Handle {
 /// Tells the registry process what its cleanup thread does.
 struct ToOwner {
     name: Vec<u8>,
-    told: Arc<Mutex<LocalPid>>,
+    owner_pid: Arc<Mutex<LocalPid>>,
 }
 
 impl Observer for ToOwner {
@@ -50,7 +50,7 @@ impl Observer for ToOwner {
             return;
         }
         // If it has gone, so has the message.
-        let owner = *self.told.lock();
+        let owner = *self.owner_pid.lock();
         mailbox::tell(owner, move |env| {
             (
                 atoms::codex_files(),
@@ -62,7 +62,7 @@ impl Observer for ToOwner {
     }
 
     fn ended(&self) {
-        forget(&self.name, &self.told);
+        forget(&self.name, &self.owner_pid);
     }
 }
 
@@ -78,17 +78,21 @@ pub(crate) fn open(
     let mut registries = REGISTRIES.lock();
     let left = registries.get(name).and_then(|left| {
         let owner = left.registry.adopt()?;
-        *left.told.lock() = pid;
-        Some((Arc::clone(&left.registry), owner, Arc::clone(&left.told)))
+        *left.owner_pid.lock() = pid;
+        Some((
+            Arc::clone(&left.registry),
+            owner,
+            Arc::clone(&left.owner_pid),
+        ))
     });
     let adopted = left.is_some();
-    let (registry, owner, told) = match left {
+    let (registry, owner, owner_pid) = match left {
         Some(left) => left,
         None => {
-            let told = Arc::new(Mutex::new(pid));
+            let owner_pid = Arc::new(Mutex::new(pid));
             let observer = ToOwner {
                 name: name.to_owned(),
-                told: Arc::clone(&told),
+                owner_pid: Arc::clone(&owner_pid),
             };
             let registry = Registry::start(Options {
                 cleanup_interval,
@@ -97,14 +101,14 @@ pub(crate) fn open(
                 observer: Box::new(observer),
             })?;
             let owner = registry.adopt().ok_or(Error::Stopped)?;
-            (registry, owner, told)
+            (registry, owner, owner_pid)
         }
     };
     let handle = ResourceArc::new(Handle {
         registry,
         name: name.to_owned(),
         owner,
-        told,
+        owner_pid,
     });
     let before = registries.insert(name.to_owned(), handle.clone());
     drop(registries);
@@ -119,12 +123,12 @@ pub(crate) fn open(
 
 /// Takes a registry out, so that the next process of its name begins anew.
 pub(crate) fn close(handle: &ResourceArc<Handle>) {
-    forget(&handle.name, &handle.told);
+    forget(&handle.name, &handle.owner_pid);
 }
 
-fn forget(name: &[u8], told: &Arc<Mutex<LocalPid>>) {
+fn forget(name: &[u8], owner_pid: &Arc<Mutex<LocalPid>>) {
     let mut registries = REGISTRIES.lock();
-    let is_it = |handle: &ResourceArc<Handle>| Arc::ptr_eq(&handle.told, told);
+    let is_it = |handle: &ResourceArc<Handle>| Arc::ptr_eq(&handle.owner_pid, owner_pid);
     if registries.get(name).is_some_and(is_it) {
         registries.remove(name);
     }
