@@ -523,7 +523,13 @@ impl Registry {
             let area = self.area(staging_dir)?;
             match work(&area) {
                 Ok(done) => return Ok(done),
-                Err(PublishError::Failed(error)) => return Err(error),
+                Err(PublishError::Failed(error)) => {
+                    // After the end nobody else will.
+                    if self.areas.lock().is_none() {
+                        area.remove_if_empty();
+                    }
+                    return Err(error);
+                }
                 Err(PublishError::AreaLost) => self.forget(&area),
             }
         }
@@ -579,14 +585,12 @@ impl Registry {
     }
 
     /// Removes all attachments, and what dead registries left below `dir`.
-    pub(crate) fn reset(&self, dir: Option<&Path>) -> Failures {
+    pub(crate) fn reset(&self, dir: &Path) -> Failures {
         let mut failures = sweeper::remove_all(&self.manifest, StagedFile::remove);
-        if let Some(dir) = dir {
-            failures.extend(staging_area::purge(&StagingDir {
-                path: dir.to_owned(),
-                is_default: false,
-            }));
-        }
+        failures.extend(staging_area::purge(&StagingDir {
+            path: dir.to_owned(),
+            is_default: false,
+        }));
         self.drop_empty_areas();
         failures
     }
@@ -594,8 +598,12 @@ impl Registry {
     /// Ends it: nothing can be staged any more, and what was is removed.
     pub(crate) fn stop(&self) -> Failures {
         self.manifest.stop();
-        let failures = self.reset(None);
-        *self.areas.lock() = None;
+        let failures = sweeper::remove_all(&self.manifest, StagedFile::remove);
+        // Whoever is still at work in one takes it away when it is done.
+        let areas = self.areas.lock().take();
+        for area in areas.iter().flat_map(HashMap::values) {
+            area.remove_if_empty();
+        }
         failures
     }
 
@@ -703,6 +711,9 @@ fn commit(staging: Staging, file: StagedFile) -> Outcome {
         Err(error) => {
             // It has no owner. If it cannot be removed now, the next start does it.
             let _ = file.remove();
+            if let Some(area) = file.area() {
+                area.remove_if_empty();
+            }
             Outcome::Failed(error)
         }
     }

@@ -591,6 +591,14 @@ impl StagedFile {
         }
     }
 
+    /// The area that the file, or the record of it, is in.
+    pub(crate) fn area(&self) -> Option<&Arc<Area>> {
+        match &self.place {
+            Place::Area(area) | Place::Elsewhere { area, .. } => Some(area),
+            Place::FileModule => None,
+        }
+    }
+
     /// Whether [`StagedFile::is_intact`] answers at once, without a network or another program.
     pub(crate) fn is_local(&self) -> bool {
         match &self.place {

@@ -117,7 +117,7 @@ fn run(registry: &Weak<Registry>, inbox: &Receiver<Command>, mut options: Option
         };
         match command {
             Ok(Command::Cleanup(reply)) => answer(reply, || Ok(registry.sweep())),
-            Ok(Command::Reset(dir, reply)) => answer(reply, || Ok(registry.reset(Some(&dir)))),
+            Ok(Command::Reset(dir, reply)) => answer(reply, || Ok(registry.reset(&dir))),
             Ok(Command::Purge(dir)) => {
                 // What could not be removed is tried again at the next start.
                 let _ = contained(|| staging_area::purge(&dir));
