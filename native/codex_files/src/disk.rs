@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aligned_vec::{AVec, ConstAlign, avec};
 use crossbeam_channel::{Receiver, Sender};
@@ -164,6 +165,7 @@ pub(crate) struct Source<'a> {
     path: &'a Path,
     file: File,
     stat: FileStat,
+    called_off: &'a AtomicBool,
 }
 
 impl<'a> Source<'a> {
@@ -177,7 +179,26 @@ impl<'a> Source<'a> {
         // Between the look and the open the path may have come to mean another file.
         let stat = sys::fstat(&file).context("stat", path)?;
         check_type(path, &stat)?;
-        Ok(Self { path, file, stat })
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        Ok(Self {
+            path,
+            file,
+            stat,
+            called_off: &NEVER,
+        })
+    }
+
+    /// Once `called_off` is set, reading and copying it end at the next piece, with
+    /// [`Error::Stopped`].
+    pub(crate) fn until(self, called_off: &'a AtomicBool) -> Self {
+        Self { called_off, ..self }
+    }
+
+    fn go_on(&self) -> Result<()> {
+        if self.called_off.load(Ordering::Relaxed) {
+            return Err(Error::Stopped);
+        }
+        Ok(())
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -267,6 +288,7 @@ impl<'a> Source<'a> {
         let mut in_kernel = true;
         loop {
             panics::point("write");
+            self.go_on()?;
             let wanted = left.limit(COPIED_AT_ONCE);
             let count = if in_kernel {
                 sys::copy_range(&self.file, target, wanted).context("write to", target_path)?
@@ -313,7 +335,8 @@ impl<'a> Source<'a> {
         if grown {
             sys::truncate(clone, self.size()).context("write to", path)?;
         }
-        let (digest, size) = Source::of(sys::duplicate(clone), path)?.digest()?;
+        let clone = Source::of(sys::duplicate(clone), path)?.until(self.called_off);
+        let (digest, size) = clone.digest()?;
         Ok((size, digest))
     }
 
@@ -335,6 +358,7 @@ impl<'a> Source<'a> {
         let mut buffer = buffer(if size == 0 { PIECE } else { size });
         let mut left = Remaining::new(self);
         loop {
+            self.go_on()?;
             let wanted = left.limit(buffer.len());
             let count =
                 sys::read_full(&self.file, &mut buffer[..wanted]).context("read", self.path)?;

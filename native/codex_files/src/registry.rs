@@ -7,10 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::attachment::{Attachment, Checksum, Now, Retention, StagedFile};
 use crate::copiers;
@@ -105,8 +105,16 @@ pub struct Registry {
     areas: Mutex<Option<HashMap<PathBuf, Arc<Area>>>>,
     recognition: Option<Recognition>,
     ownership: Mutex<Ownership>,
+    /// Set at the end: copies that are under way give up.
+    ending: AtomicBool,
+    /// Shared by those who stage; the end waits for them.
+    at_work: RwLock<()>,
     sweeper: Sweeper,
 }
+
+/// How long the end waits for those who stage. They give up at once, unless the file system does not
+/// answer.
+const LAST_WAIT: Duration = Duration::from_secs(2);
 
 thread_local! {
     /// One small file's content, kept so that staging one allocates nothing that large.
@@ -125,6 +133,8 @@ impl Registry {
             areas: Mutex::new(Some(HashMap::new())),
             recognition: options.recognise_unchanged.then(Recognition::new),
             ownership: Mutex::new(Ownership::AbandonedSince(Instant::now())),
+            ending: AtomicBool::new(false),
+            at_work: RwLock::new(()),
             sweeper,
         });
         sweeper::start(Arc::downgrade(&registry), inbox, options)?;
@@ -191,7 +201,7 @@ impl Registry {
     /// thread, before it replies.
     pub fn end(&self, reply: Reply<Failures>) {
         *self.ownership.lock() = Ownership::Ended;
-        self.manifest.stop();
+        self.call_off();
         self.command(Command::Stop(reply));
     }
 
@@ -264,7 +274,7 @@ impl Registry {
                 Admitted::Done(outcome) => return Ok(outcome),
             };
             // The ticket gives the error to all who wait.
-            let source = match open_for_stage(request) {
+            let source = match self.open_for_stage(request) {
                 Ok(source) => source,
                 Err(error) => return Ok(Some(fail(staging, error))),
             };
@@ -275,7 +285,7 @@ impl Registry {
             let (registry, request, waiter) = (self.clone(), request.clone(), make_waiter());
             copiers::run(
                 size,
-                move |_| match open_for_stage(&request) {
+                move |_| match registry.open_for_stage(&request) {
                     Ok(source) => registry.stage_here(&request, &source, staging),
                     Err(error) => fail(staging, error),
                 },
@@ -285,12 +295,26 @@ impl Registry {
         })
     }
 
+    fn open_for_stage<'a>(&'a self, request: &'a StageRequest) -> Result<Source<'a>> {
+        let seen = disk::FileId::of(&disk::look(&request.source)?);
+        let same = crate::sys::stat(&request.destination)
+            .is_ok_and(|stat| disk::FileId::of(&stat).same_file(&seen));
+        if same {
+            return Err(Error::DestinationIsSource(request.source.as_path().into()));
+        }
+        Ok(Source::open(&request.source)?.until(&self.ending))
+    }
+
     fn stage_here(
         self: &Arc<Self>,
         request: &StageRequest,
         source: &Source<'_>,
         staging: Staging,
     ) -> Outcome {
+        let _work = match self.work() {
+            Ok(work) => work,
+            Err(error) => return fail(staging, error),
+        };
         let published = self.with_area(&request.staging_dir, |area| {
             let replaces = staging.replaces().map(|file| &**file);
             let scratch =
@@ -380,6 +404,7 @@ impl Registry {
         request: &FileRequest,
         make_waiter: MakeWaiter<'_>,
     ) -> Result<SmallFile> {
+        let _work = self.work()?;
         let started = Now::read();
         let source = Source::open(&request.source)?;
         SMALL_CONTENT.with_borrow_mut(|buffer| {
@@ -415,13 +440,14 @@ impl Registry {
         request: &FileRequest,
         waiter: &mut Option<Waiter>,
     ) -> Result<Outcome> {
+        let _work = self.work()?;
         // While this copy waited for its turn, the same file may have been staged by another.
         let seen = Fingerprint::of(&disk::look(&request.source)?);
         if let Some(attachment) = self.stage_unchanged(&seen, request) {
             return Ok(known(attachment));
         }
         let started = Now::read();
-        let source = Source::open(&request.source)?;
+        let source = Source::open(&request.source)?.until(&self.ending);
         // Reading a file once more costs less than a copy in vain.
         if self.is_familiar(&seen) {
             let (digest, _) = source.digest()?;
@@ -597,14 +623,26 @@ impl Registry {
 
     /// Ends it: nothing can be staged any more, and what was is removed.
     pub(crate) fn stop(&self) -> Failures {
-        self.manifest.stop();
+        self.call_off();
         let failures = sweeper::remove_all(&self.manifest, StagedFile::remove);
-        // Whoever is still at work in one takes it away when it is done.
+        // Whoever is still at work in an area after that takes it away when it is done.
+        drop(self.at_work.try_write_for(LAST_WAIT));
         let areas = self.areas.lock().take();
         for area in areas.iter().flat_map(HashMap::values) {
             area.remove_if_empty();
         }
         failures
+    }
+
+    fn call_off(&self) {
+        self.manifest.stop();
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
+    /// To be held by whoever stages, from before the first file is written to the end.
+    fn work(&self) -> Result<RwLockReadGuard<'_, ()>> {
+        // Only the end has it to itself.
+        self.at_work.try_read().ok_or(Error::Stopped)
     }
 
     /// Asks to stage a file that a file module of the host's is to copy.
@@ -730,16 +768,6 @@ fn outcome(run: impl FnOnce() -> Result<Option<Outcome>>) -> Option<Outcome> {
 /// 0 if it cannot be told: whoever opens the file says why.
 fn size_of(path: &Path) -> u64 {
     disk::look(path).map_or(0, |stat| disk::FileId::of(&stat).size())
-}
-
-fn open_for_stage(request: &StageRequest) -> Result<Source<'_>> {
-    let seen = disk::FileId::of(&disk::look(&request.source)?);
-    let same = crate::sys::stat(&request.destination)
-        .is_ok_and(|stat| disk::FileId::of(&stat).same_file(&seen));
-    if same {
-        return Err(Error::DestinationIsSource(request.source.as_path().into()));
-    }
-    Source::open(&request.source)
 }
 
 /// Checks that a name is one path component.

@@ -259,6 +259,50 @@ fn whoever_stages_with_a_registry_that_ends_is_answered_and_leaves_nothing() {
     }
 }
 
+/// The VM may end right after the registry, and take the copiers along.
+#[test]
+fn a_copy_that_is_under_way_at_the_end_is_given_up_and_leaves_nothing() {
+    let lab = Lab::new();
+    let size = 4 << 30;
+    // Nothing but holes: large, and made at once.
+    let source = lab.source("source", b"");
+    std::fs::File::options()
+        .write(true)
+        .open(&source)
+        .and_then(|file| file.set_len(size))
+        .unwrap();
+    let request = lab.file_request(&source, OsStr::new("name"));
+    let destination = lab.root.join("elsewhere/file");
+    let elsewhere = lab.request(b"key", &source, &destination);
+    let (sender, receiver) = mpsc::channel();
+    let waiter = || {
+        let sender = sender.clone();
+        Waiter::new(move |outcome| sender.send(outcome).unwrap())
+    };
+    assert!(
+        lab.registry
+            .stage_file(&request, Miss::New, &waiter)
+            .is_none()
+    );
+    assert!(lab.registry.stage(&elsewhere, &waiter).is_none());
+    eventually("both copy", || {
+        destination.parent().is_some_and(|dir| dir.exists())
+            && tree(&lab.staging_path())
+                .values()
+                .filter(|is_dir| !**is_dir)
+                .count()
+                == 2
+    });
+    assert!(stop(&lab.registry).is_empty());
+    let left = tree(&lab.staging_path());
+    assert!(left.is_empty(), "left behind: {left:?}");
+    assert!(!lab.root.join("elsewhere").exists());
+    for _ in 0..2 {
+        let told = receiver.recv_timeout(PATIENCE).expect("nobody hangs");
+        assert!(matches!(failed(told), Error::Stopped));
+    }
+}
+
 /// Copiers are few: one that waited for whoever has the ticket for its content would be missed.
 #[test]
 fn p15_large_copies_of_what_somebody_else_is_at_keep_no_copier() {
