@@ -84,6 +84,11 @@ impl Error {
             _ => None,
         }
     }
+
+    /// Whether there was no room for what was to be written.
+    pub(crate) fn is_lack_of_room(&self) -> bool {
+        matches!(self.errno(), Some(Errno::ENOSPC | Errno::EDQUOT))
+    }
 }
 
 /// Attaches what was attempted, and on which path, to a system call's error.

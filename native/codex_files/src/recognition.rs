@@ -3,6 +3,8 @@
 //! `Fingerprint::settled`), so that a change shows; but what is stored through a shared mapping changes
 //! the times only the first time after the page was written out.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
@@ -10,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::attachment::Checksum;
 use crate::disk::Fingerprint;
+use crate::manifest::Waiter;
 
 /// How many files are remembered; the least recently staged is forgotten first.
 const CAPACITY: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not zero");
@@ -30,19 +33,63 @@ struct Memory {
     local: bool,
 }
 
-/// By device and inode.
-pub(crate) struct Recognition(Mutex<LruCache<(u64, u64), Memory>>);
+pub(crate) struct Recognition {
+    /// By device and inode.
+    files: Mutex<LruCache<(u64, u64), Memory>>,
+    /// The files that are being copied, and who waits until each can be recognised.
+    copying: Mutex<HashMap<Fingerprint, Vec<Waiter>>>,
+}
+
+/// The right to copy a file. Dropped, it is given back, and all who wait ask again.
+#[must_use]
+pub(crate) struct Copying<'a> {
+    recognition: &'a Recognition,
+    seen: Fingerprint,
+}
+
+impl Drop for Copying<'_> {
+    fn drop(&mut self) {
+        let waiting = self.recognition.copying.lock().remove(&self.seen);
+        // Without the lock.
+        drop(waiting);
+    }
+}
 
 impl Recognition {
     pub(crate) fn new() -> Self {
         // Unbounded at first, so that an idle registry does not pay for the full table.
         let mut files = LruCache::unbounded();
         files.resize(CAPACITY);
-        Self(Mutex::new(files))
+        Self {
+            files: Mutex::new(files),
+            copying: Mutex::default(),
+        }
+    }
+
+    /// To be asked before a file is copied whose times are settled. `None`: somebody else is at it,
+    /// and the waiter waits for that.
+    pub(crate) fn copying(
+        &self,
+        seen: Fingerprint,
+        waiter: &mut Option<Waiter>,
+    ) -> Option<Copying<'_>> {
+        match self.copying.lock().entry(seen) {
+            Entry::Occupied(mut at_it) => {
+                at_it.get_mut().extend(waiter.take());
+                None
+            }
+            Entry::Vacant(nobody) => {
+                nobody.insert(Vec::new());
+                Some(Copying {
+                    recognition: self,
+                    seen,
+                })
+            }
+        }
     }
 
     pub(crate) fn recognise(&self, seen: &Fingerprint) -> Option<Recognised> {
-        let mut files = self.0.lock();
+        let mut files = self.files.lock();
         let memory = files.get(&key(seen))?;
         if memory.fingerprint != *seen {
             return None;
@@ -71,7 +118,7 @@ impl Recognition {
             checksum,
             local,
         };
-        self.0.lock().put(key(&fingerprint), memory);
+        self.files.lock().put(key(&fingerprint), memory);
     }
 }
 

@@ -109,12 +109,18 @@ pub struct Registry {
     ending: AtomicBool,
     /// Shared by those who stage; the end waits for them.
     at_work: RwLock<()>,
+    /// Shared by those who copy large files; had alone by one for which there was no room beside
+    /// others.
+    room: RwLock<()>,
     sweeper: Sweeper,
 }
 
 /// How long the end waits for those who stage. They give up at once, unless the file system does not
 /// answer.
 const LAST_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a copy for which there was no room waits for others to end, which may have taken it.
+const ROOM_WAIT: Duration = Duration::from_secs(10);
 
 thread_local! {
     /// One small file's content, kept so that staging one allocates nothing that large.
@@ -135,6 +141,7 @@ impl Registry {
             ownership: Mutex::new(Ownership::AbandonedSince(Instant::now())),
             ending: AtomicBool::new(false),
             at_work: RwLock::new(()),
+            room: RwLock::new(()),
             sweeper,
         });
         sweeper::start(Arc::downgrade(&registry), inbox, options)?;
@@ -441,53 +448,99 @@ impl Registry {
         waiter: &mut Option<Waiter>,
     ) -> Result<Outcome> {
         let _work = self.work()?;
-        // While this copy waited for its turn, the same file may have been staged by another.
         let seen = Fingerprint::of(&disk::look(&request.source)?);
+        // If somebody copies it right now, it will be recognised afterwards.
+        let _copying = match &self.recognition {
+            Some(recognition) if seen.settled(Now::read().wall_ms) => {
+                match recognition.copying(seen, waiter) {
+                    None => return Ok(Outcome::Retry),
+                    copying => copying,
+                }
+            }
+            _ => None,
+        };
+        // While this copy waited for its turn, somebody else may have.
         if let Some(attachment) = self.stage_unchanged(&seen, request) {
             return Ok(known(attachment));
         }
         let started = Now::read();
         let source = Source::open(&request.source)?.until(&self.ending);
-        // Reading a file once more costs less than a copy in vain.
-        if self.is_familiar(&seen) {
-            let (digest, _) = source.digest()?;
-            let checksum = disk::key(&digest);
-            self.remember(&source, started, &checksum);
-            if let Some(attachment) = self.stage_known(&checksum, request.retention) {
-                return Ok(known(attachment));
+        // To read a file once more costs less than a copy in vain, and takes no room.
+        let mut read_first = self.is_familiar(&seen);
+        let mut alone = false;
+        let mut staging = None;
+        loop {
+            if read_first && staging.is_none() {
+                let (digest, _) = source.digest()?;
+                let checksum = disk::key(&digest);
+                self.remember(&source, started, &checksum);
+                match self.admit(&checksum, request.retention, || hand_over(waiter))? {
+                    Admitted::Lead(lead) => staging = Some(lead),
+                    Admitted::Done(outcome) => return Ok(outcome.unwrap_or(Outcome::Retry)),
+                }
+            }
+            let _among_others = (!alone).then(|| self.room.read());
+            let _alone = alone.then(|| self.room.try_write_for(ROOM_WAIT));
+            match self.copy_large_file(request, &source, started, &mut staging, waiter) {
+                Err(error) if error.is_lack_of_room() && !alone => {
+                    (read_first, alone) = (true, true);
+                }
+                Err(error) => {
+                    return match staging {
+                        Some(staging) => Ok(fail(staging, error)),
+                        None => Err(error),
+                    };
+                }
+                outcome => return outcome,
             }
         }
+    }
+
+    /// `staging` is a ticket for what the content was a moment ago, if that is known; after an error
+    /// the one for what it is, if there is one.
+    fn copy_large_file(
+        &self,
+        request: &FileRequest,
+        source: &Source<'_>,
+        started: Now,
+        staging: &mut Option<Staging>,
+        waiter: &mut Option<Waiter>,
+    ) -> Result<Outcome> {
         let mode = source.staged_mode();
-        let mut staging: Option<Staging> = None;
         let published = self.with_area(&request.staging_dir, |area| {
             let scratch = area.large_scratch(mode)?;
             let (size, digest) = source.copy_into(scratch.file()?, scratch.path())?;
             let checksum = disk::key(&digest);
-            self.remember(&source, started, &checksum);
-            let admitted = self.admit(&checksum, request.retention, || {
-                waiter.take().unwrap_or_else(|| Waiter::new(drop))
-            })?;
-            let lead = match admitted {
-                // The waiter waits for whoever holds the ticket; this copy was in vain.
-                Admitted::Done(None) => return Ok(Err(Outcome::Retry)),
-                Admitted::Done(Some(outcome)) => return Ok(Err(outcome)),
-                Admitted::Lead(lead) => staging.insert(lead),
+            self.remember(source, started, &checksum);
+            // One of another content is of no use.
+            let ticket = staging
+                .take()
+                .filter(|staging| *staging.checksum() == checksum);
+            let lead = match ticket {
+                Some(ticket) => ticket,
+                None => {
+                    match self.admit(&checksum, request.retention, || hand_over(waiter))? {
+                        Admitted::Lead(lead) => lead,
+                        // The waiter waits for whoever holds the ticket; this copy was in vain.
+                        Admitted::Done(None) => return Ok(Err(Outcome::Retry)),
+                        Admitted::Done(Some(outcome)) => return Ok(Err(outcome)),
+                    }
+                }
             };
+            let lead = staging.insert(lead);
             let published = area.publish_large(scratch, lead.checksum(), &request.name, mode);
             if matches!(published, Err(PublishError::AreaLost)) {
                 // The copy went with its area, and the next one may have another content.
-                staging = None;
+                *staging = None;
             }
             Ok(Ok((published?, size)))
         });
-        match (published, staging) {
-            (Ok(Ok((published, size))), Some(staging)) => {
-                Ok(enter(staging, published, request.name.clone(), size))
-            }
-            (Err(error), Some(staging)) => Ok(fail(staging, error)),
-            (Ok(Err(outcome)), _) => Ok(outcome),
-            (Err(error), None) => Err(error),
-            (Ok(Ok(_)), None) => Ok(Outcome::Retry),
+        match published? {
+            Ok((published, size)) => Ok(match staging.take() {
+                Some(staging) => enter(staging, published, request.name.clone(), size),
+                None => Outcome::Retry,
+            }),
+            Err(outcome) => Ok(outcome),
         }
     }
 
@@ -716,6 +769,11 @@ enum SmallFile {
 enum Admitted {
     Lead(Staging),
     Done(Option<Outcome>),
+}
+
+/// The waiter, for whoever is at work on the same checksum.
+fn hand_over(waiter: &mut Option<Waiter>) -> Waiter {
+    waiter.take().unwrap_or_else(|| Waiter::new(drop))
 }
 
 fn known(attachment: Attachment) -> Outcome {

@@ -140,6 +140,11 @@ impl Scene {
         SMALL_KEY.get_or_init(|| key(self.content())).clone()
     }
 
+    /// There may be room when others have ended.
+    fn tries_again_after(&self, errno: Errno) -> bool {
+        self.size == LARGE && self.to == To::Area && errno == Errno::ENOSPC
+    }
+
     fn destination(&self, lab: &Lab) -> PathBuf {
         lab.root.join("parent/destination")
     }
@@ -286,8 +291,8 @@ fn p4_whichever_call_of_a_staging_fails_nothing_in_part_is_left() {
         let calls = scene.calls();
         for (at, call) in calls.iter().enumerate() {
             for errno in PLAIN {
-                // Whether one call fails or all from then on; one error stands for all there.
-                let times = if errno == Errno::EIO {
+                // Whether one call fails or all from then on; two errors stand for all there.
+                let times = if [Errno::EIO, Errno::ENOSPC].contains(&errno) {
                     &[1, usize::MAX][..]
                 } else {
                     &[1]
@@ -315,6 +320,7 @@ fn p4_whichever_call_of_a_staging_fails_nothing_in_part_is_left() {
                                 .contains(call)
                                 || ["unlink", "rmdir"].contains(call)
                                 || *call == "clone"
+                                || (times == 1 && scene.tries_again_after(errno))
                                 || (*call == "copy_file_range"
                                     && [Errno::EXDEV, Errno::EACCES].contains(&errno)),
                             "{}: nobody heard that {call} failed with {errno}",

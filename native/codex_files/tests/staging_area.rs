@@ -9,6 +9,7 @@ mod common;
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use codex_files::attachment::{Attachment, Retention, Ttl};
 use codex_files::disk;
 use codex_files::error::{Error, Insecurity};
-use codex_files::manifest::Outcome;
+use codex_files::manifest::{Origin, Outcome};
 use codex_files::registry::{FileRequest, Miss, Registry};
 use codex_files::staging_area::StagingDir;
 use common::*;
@@ -1210,6 +1211,104 @@ fn p3_a_file_rewritten_within_one_tick_gets_its_new_checksum() {
         match Mount::new("ramfs", &coarse, "") {
             Some(_mount) => rewrite_and_stage(&lab, &coarse),
             None => println!("not shown, since nobody may mount anything: a coarse clock"),
+        }
+    }
+}
+
+#[test]
+fn of_a_file_that_is_being_copied_no_second_copy_is_made() {
+    let lab = Lab::new();
+    let source = lab.source("source", &content(32 << 20, 1));
+    std::thread::sleep(std::time::Duration::from_millis(2_100));
+    let done = Done::default();
+    let scratch_files = || {
+        lab.areas()
+            .iter()
+            .flat_map(|area| tree(area).into_keys())
+            .filter(|path| {
+                path.file_name()
+                    .unwrap()
+                    .as_bytes()
+                    .starts_with(b".staging-")
+            })
+            .count()
+    };
+    std::thread::scope(|scope| {
+        let looker = scope.spawn(|| {
+            let mut most = 0;
+            while !done.yet() {
+                most = most.max(scratch_files());
+            }
+            most
+        });
+        let copied = done.when_dropped();
+        let callers: Vec<_> = (0..6)
+            .map(|_| scope.spawn(|| lab.stage_file(&source)))
+            .collect();
+        for caller in callers {
+            staged(caller.join().unwrap());
+        }
+        drop(copied);
+        assert_eq!(looker.join().unwrap(), 1);
+    });
+    assert_eq!(lab.attachments().len(), 1);
+    lab.assert_consistent();
+}
+
+/// What a copy is of is known only in the end. Where there is no room for one in vain, it has to be
+/// known before.
+#[test]
+fn large_files_of_one_content_need_room_for_one() {
+    const SIZE: usize = 8 << 20;
+    if !only_root_can("mount a file system with little room") {
+        return;
+    }
+    let outer = Lab::new();
+    let full = outer.root.join("full");
+    let Some(_mount) = Mount::new("tmpfs", &full, "size=12m") else {
+        println!("not shown, since nobody may mount anything: a file system with little room");
+        return;
+    };
+    let source = outer.source("source", &content(SIZE, 1));
+    let twin = outer.source("twin", &content(SIZE, 1));
+    // The source was changed just now at first, and long ago in the last rounds.
+    for round in 0..9 {
+        let mut lab = Lab::in_dir(&full);
+        lab.registry = start_with(round % 3 > 0);
+        let copies: usize = std::thread::scope(|scope| {
+            let callers: Vec<_> = (0..6)
+                .map(|number| {
+                    let (lab, source, twin) = (&lab, &source, &twin);
+                    let of_twin = round % 2 == 0 && number % 2 == 0;
+                    scope.spawn(move || {
+                        lab.stage_file_as(if of_twin { twin } else { source }, "name")
+                    })
+                })
+                .collect();
+            callers
+                .into_iter()
+                .map(|caller| match caller.join().unwrap() {
+                    Outcome::Staged { origin, .. } => usize::from(origin == Origin::Copied),
+                    other => panic!("round {round}: {other:?}"),
+                })
+                .sum()
+        });
+        assert_eq!(copies, 1);
+        known(lab.stage_file(&source));
+        known(lab.stage_file(&twin));
+        let touched = fs::File::options().append(true).open(&twin).unwrap();
+        touched.set_modified(std::time::SystemTime::now()).unwrap();
+        known(lab.stage_file(&twin));
+        lab.assert_consistent();
+        // Another content is too much.
+        let other = outer.source("other", &content(SIZE, 2));
+        let error = failed(lab.stage_file(&other));
+        assert_eq!(error.errno(), Some(nix::errno::Errno::ENOSPC));
+        lab.assert_consistent();
+        lab.assert_areas_whole(Scratch::Forbidden);
+        lab.assert_leaves_nothing();
+        if round == 5 {
+            std::thread::sleep(std::time::Duration::from_millis(2_100));
         }
     }
 }
