@@ -713,7 +713,14 @@ fn with_fallback<T>(staging_dir: &StagingDir, run: impl Fn(&Path) -> Result<T>) 
     // A slash at the end would have a final link followed without a look at whose it is.
     let path: PathBuf = path.components().collect();
     match run(&path) {
-        Err(Error::InsecureStagingDir { .. }) if staging_dir.is_default => {
+        // Whatever is there that is no directory is no use, whose ever it is.
+        Err(
+            Error::InsecureStagingDir { .. }
+            | Error::Io {
+                errno: Errno::ENOTDIR,
+                ..
+            },
+        ) if staging_dir.is_default => {
             let mut own = path.into_os_string();
             own.push(format!("-{}", nix::unistd::geteuid()));
             run(Path::new(&own))

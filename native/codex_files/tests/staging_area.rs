@@ -606,15 +606,14 @@ fn p8_in_place_of_a_default_that_somebody_else_holds_a_name_of_our_own_is_used()
         return;
     }
     let source = lab.source("source", b"content");
-    for plant in ["directory", "link"] {
+    for plant in ["directory", "link", "file"] {
         let default = lab.root.join(plant);
-        if plant == "link" {
-            symlink(&lab.root, &default).unwrap();
-            lchown(&default, Some(STRANGER), None).unwrap();
-        } else {
-            fs::create_dir(&default).unwrap();
-            chown(&default, Some(STRANGER), None).unwrap();
+        match plant {
+            "link" => symlink(&lab.root, &default).unwrap(),
+            "file" => fs::write(&default, b"").unwrap(),
+            _ => fs::create_dir(&default).unwrap(),
         }
+        lchown(&default, Some(STRANGER), None).unwrap();
         let own = lab.root.join(format!("{plant}-{}", nix::unistd::geteuid()));
         let request = request(
             &source,
