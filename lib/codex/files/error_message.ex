@@ -60,10 +60,13 @@ defmodule Codex.Files.ErrorMessage do
 
   defp say(:noproc), do: "the registry is not running"
 
-  defp say(reason) when reason in [:stopped, :normal, :shutdown],
-    do: "the registry has been stopped"
+  defp say(:stopped), do: "the registry has been stopped"
 
-  defp say(:killed), do: "the registry has been killed"
+  # What a file module's function exits with is told as it is.
+  defp say(reason) when reason in [:normal, :shutdown],
+    do: "the registry, or the process of a file operation, has been stopped"
+
+  defp say(:killed), do: "the registry, or the process of a file operation, has been killed"
 
   defp say(:native_library_not_loaded),
     do: "the native library is not loaded; standard error says why"

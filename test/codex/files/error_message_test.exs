@@ -80,10 +80,10 @@ defmodule Codex.Files.ErrorMessageTest do
       # What becomes of a call to a registry that is not there, or goes.
       {:noproc, "the registry is not running"},
       {:stopped, "the registry has been stopped"},
-      {:normal, "the registry has been stopped"},
-      {:shutdown, "the registry has been stopped"},
-      {{:shutdown, :left}, "the registry has been stopped"},
-      {:killed, "the registry has been killed"},
+      {:normal, "the registry, or the process of a file operation, has been stopped"},
+      {:shutdown, "the registry, or the process of a file operation, has been stopped"},
+      {{:shutdown, :left}, "the registry, or the process of a file operation, has been stopped"},
+      {:killed, "the registry, or the process of a file operation, has been killed"},
       {:native_library_not_loaded, "the native library is not loaded; standard error says why"},
       {:not_started, "the registry is not running under its supervisor"},
       # What supervisors and applications make of a start that failed.
