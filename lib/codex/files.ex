@@ -265,9 +265,10 @@ defmodule Codex.Files do
     ttl_ms = Keyword.get_lazy(opts, :ttl_ms, &Config.ttl_ms/0)
     name = Keyword.fetch(opts, :name)
     ref = make_ref()
-    described = Native.describe(path, name, persist, ttl_ms, ref)
 
-    with {:ok, {checksum, name, size}} <- Registry.await(described, ref) do
+    with {:ok, dir} <- staging_dir_bytes(staging_dir()),
+         described = Native.describe(path, name, persist, ttl_ms, ref),
+         {:ok, {checksum, name, size}} <- Registry.await(described, ref) do
       Registry.stage(%{
         checksum: checksum,
         name: name,
@@ -275,9 +276,13 @@ defmodule Codex.Files do
         ttl_ms: if(persist, do: :infinity, else: ttl_ms),
         size: size,
         source_path: path,
-        destination_path: Path.join([staging_dir(), checksum, name])
+        destination_path: Path.join([dir, checksum, name])
       })
     end
+  end
+
+  defp staging_dir_bytes(dir) do
+    with :error <- Registry.path_bytes(dir), do: {:error, {:invalid_option, :staging_dir, dir}}
   end
 
   defp with_registry(work), do: with_registry(work, fn -> work.(nil) end)

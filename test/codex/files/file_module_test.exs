@@ -620,6 +620,17 @@ defmodule Codex.Files.FileModuleTest do
       assert Codex.Files.list_staged() == []
     end
 
+    test "says if its staging directory cannot be one", %{source: source} do
+      for dir <- [:oops, 5, "a\0b", [:a]] do
+        Application.put_env(:codex_sdk, :staging_dir, dir)
+        reason = {:invalid_option, :staging_dir, dir}
+        assert Codex.Files.stage(source) == {:error, reason}
+        assert Codex.Files.format_error(reason) =~ "expected :staging_dir to be a path"
+      end
+
+      assert [{:rm_rf, _args}] = callbacks()
+    end
+
     test "gives Codex.Files the reasons of the file module", %{source: source} do
       PuppetFile.tell(:cp!, {:raise, %RuntimeError{message: "boom"}})
       assert {:error, reason} = Codex.Files.stage(source)
