@@ -2,9 +2,10 @@ defmodule Codex.Files do
   @moduledoc """
   Stages file attachments for the Codex agent.
 
-  A staged file is a private copy, kept under the SHA-256 checksum of its content. Staging the same
-  content again costs next to nothing: it renews the time to live of the copy that is there. A copy
-  is removed when its time to live ends, or by `reset!/0`.
+  A staged file is a private copy, kept under the SHA-256 checksum of its content. Staging a content
+  again renews the time to live of the copy that is there. That costs next to nothing if the file has
+  not changed since, and as much as reading it otherwise (a file of more than 256 KiB is copied on the
+  way, if there is room). A copy is removed when its time to live ends, or by `reset!/0`.
 
   None of these functions exits or raises because of a file or the registry: they return
   `{:error, reason}`, and `format_error/1` says what that means.
@@ -194,7 +195,8 @@ defmodule Codex.Files do
     * `:total_count`, `:total_bytes` - all of them
     * `:persistent_count`, `:persistent_bytes` - those staged with `persist: true`
     * `:expirable_count`, `:expirable_bytes` - the others, even if their TTL is `:infinity`
-    * `:next_expiry_at` - when the next one expires, a UTC `DateTime`, or `nil`
+    * `:next_expiry_at` - when the next one expires, a UTC `DateTime`, or `nil` if none will
+      before the year 10,000
 
   ## Examples
 

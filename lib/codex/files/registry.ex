@@ -129,9 +129,11 @@ defmodule Codex.Files.Registry do
   SHA-256 digest must be the content's, or the result is
   `{:error, {:checksum_mismatch, actual}}`.
 
-  A destination that is the source itself gives `{:error, {:destination_is_source, path}}`. Otherwise
-  it fails with the file system's reasons, `{:unsupported_file_type, type}` and
-  `{:insecure_staging_dir, path, reason}`, as `Codex.Files.stage/2` does.
+  The destination is the caller's affair: a second checksum that is staged to the same one overwrites
+  the file of the first. One that is the source itself gives
+  `{:error, {:destination_is_source, path}}`. Otherwise it fails with the file system's reasons,
+  `{:unsupported_file_type, type}` and `{:insecure_staging_dir, path, reason}`, as
+  `Codex.Files.stage/2` does.
 
   ## Examples
 
