@@ -10,6 +10,7 @@
 
 pub mod attachment;
 mod copiers;
+mod crowd;
 pub mod disk;
 pub mod error;
 pub mod manifest;

@@ -29,7 +29,7 @@ pub enum Outcome {
     },
     /// It is not, and nothing has changed.
     Failed(Error),
-    /// The work that was waited for was given up by others: ask again from the start.
+    /// Others have given up the work that was waited for, or done it: ask again from the start.
     Retry,
 }
 

@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 
 use crate::attachment::Checksum;
 use crate::disk::Fingerprint;
-use crate::manifest::Waiter;
+use crate::error::Error;
+use crate::manifest::{Outcome, Waiter};
 
 /// How many files are remembered; the least recently staged is forgotten first.
 const CAPACITY: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not zero");
@@ -45,13 +46,30 @@ pub(crate) struct Recognition {
 pub(crate) struct Copying<'a> {
     recognition: &'a Recognition,
     seen: Fingerprint,
+    /// Not given back yet: the next one's is not ours to give back.
+    out: bool,
+}
+
+impl Copying<'_> {
+    fn give_back(&mut self) -> Vec<Waiter> {
+        if !std::mem::take(&mut self.out) {
+            return Vec::new();
+        }
+        let mut copying = self.recognition.copying.lock();
+        copying.remove(&self.seen).unwrap_or_default()
+    }
+
+    /// The others have no better luck.
+    pub(crate) fn fail(mut self, error: &Error) {
+        for waiter in self.give_back() {
+            waiter.answer(Outcome::Failed(error.clone()));
+        }
+    }
 }
 
 impl Drop for Copying<'_> {
     fn drop(&mut self) {
-        let waiting = self.recognition.copying.lock().remove(&self.seen);
-        // Without the lock.
-        drop(waiting);
+        drop(self.give_back());
     }
 }
 
@@ -83,9 +101,20 @@ impl Recognition {
                 Some(Copying {
                     recognition: self,
                     seen,
+                    out: true,
                 })
             }
         }
+    }
+
+    /// Has those who wait ask again.
+    pub(crate) fn call_off(&self) {
+        let waiting: Vec<_> = {
+            let mut copying = self.copying.lock();
+            copying.values_mut().map(std::mem::take).collect()
+        };
+        // Without the lock.
+        drop(waiting);
     }
 
     pub(crate) fn recognise(&self, seen: &Fingerprint) -> Option<Recognised> {

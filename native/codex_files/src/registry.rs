@@ -14,6 +14,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::attachment::{Attachment, Checksum, Now, Retention, StagedFile};
 use crate::copiers;
+use crate::crowd::Crowd;
 use crate::disk::{self, Buffer, Fingerprint, SMALL_BUFFER, Source};
 use crate::error::{Error, Failures, Result};
 use crate::manifest::{Admission, Listing, Manifest, Metrics, Origin, Outcome, Staging, Waiter};
@@ -109,9 +110,8 @@ pub struct Registry {
     ending: AtomicBool,
     /// Shared by those who stage; the end waits for them.
     at_work: RwLock<()>,
-    /// Shared by those who copy large files; had alone by one for which there was no room beside
-    /// others.
-    room: RwLock<()>,
+    /// The copies of large files, under their own digest, that are under way.
+    crowd: Crowd,
     sweeper: Sweeper,
 }
 
@@ -119,7 +119,8 @@ pub struct Registry {
 /// answer.
 const LAST_WAIT: Duration = Duration::from_secs(2);
 
-/// How long a copy for which there was no room waits for others to end, which may have taken it.
+/// For how long a copy that had no room beside others is tried again, by a copier that does nothing
+/// else meanwhile.
 const ROOM_WAIT: Duration = Duration::from_secs(10);
 
 thread_local! {
@@ -141,7 +142,7 @@ impl Registry {
             ownership: Mutex::new(Ownership::AbandonedSince(Instant::now())),
             ending: AtomicBool::new(false),
             at_work: RwLock::new(()),
-            room: RwLock::new(()),
+            crowd: Crowd::default(),
             sweeper,
         });
         sweeper::start(Arc::downgrade(&registry), inbox, options)?;
@@ -399,13 +400,6 @@ impl Registry {
         self.manifest.refresh(&file, retention, Now::read())
     }
 
-    fn is_familiar(&self, seen: &Fingerprint) -> bool {
-        self.recognition
-            .as_ref()
-            .and_then(|recognition| recognition.recognise(seen))
-            .is_some()
-    }
-
     fn stage_small_file(
         self: &Arc<Self>,
         request: &FileRequest,
@@ -449,28 +443,48 @@ impl Registry {
     ) -> Result<Outcome> {
         let _work = self.work()?;
         let seen = Fingerprint::of(&disk::look(&request.source)?);
+        let Some(recognition) = &self.recognition else {
+            return self.read_large_file(request, false, waiter);
+        };
         // If somebody copies it right now, it will be recognised afterwards.
-        let _copying = match &self.recognition {
-            Some(recognition) if seen.settled(Now::read().wall_ms) => {
-                match recognition.copying(seen, waiter) {
-                    None => return Ok(Outcome::Retry),
-                    copying => copying,
-                }
+        let copying = if seen.settled(Now::read().wall_ms) {
+            match recognition.copying(seen, waiter) {
+                None => return Ok(Outcome::Retry),
+                copying => copying,
             }
-            _ => None,
+        } else {
+            None
         };
         // While this copy waited for its turn, somebody else may have.
         if let Some(attachment) = self.stage_unchanged(&seen, request) {
             return Ok(known(attachment));
         }
+        let familiar = recognition.recognise(&seen).is_some();
+        let result = self.read_large_file(request, familiar, waiter);
+        if let (Some(copying), Err(error) | Ok(Outcome::Failed(error))) = (copying, &result)
+            && error.is_lack_of_room()
+        {
+            copying.fail(error);
+        }
+        result
+    }
+
+    /// Reads and copies it at once, or reads it first if its content may well be known.
+    fn read_large_file(
+        &self,
+        request: &FileRequest,
+        familiar: bool,
+        waiter: &mut Option<Waiter>,
+    ) -> Result<Outcome> {
         let started = Now::read();
         let source = Source::open(&request.source)?.until(&self.ending);
-        // To read a file once more costs less than a copy in vain, and takes no room.
-        let mut read_first = self.is_familiar(&seen);
-        let mut alone = false;
         let mut staging = None;
+        let mut short = None;
+        let mut until = None;
+        let mut turn = None;
         loop {
-            if read_first && staging.is_none() {
+            // To read a file once more costs less than a copy in vain, and takes no room.
+            if staging.is_none() && (familiar || short.is_some()) {
                 let (digest, _) = source.digest()?;
                 let checksum = disk::key(&digest);
                 self.remember(&source, started, &checksum);
@@ -479,18 +493,25 @@ impl Registry {
                     Admitted::Done(outcome) => return Ok(outcome.unwrap_or(Outcome::Retry)),
                 }
             }
-            let _among_others = (!alone).then(|| self.room.read());
-            let _alone = alone.then(|| self.room.try_write_for(ROOM_WAIT));
+            if let Some((error, beside_others)) = short.take() {
+                let Some(since) = beside_others else {
+                    return failed(staging, error);
+                };
+                let until = *until.get_or_insert_with(|| Instant::now() + ROOM_WAIT);
+                if Instant::now() >= until {
+                    return failed(staging, error);
+                }
+                if turn.is_none() {
+                    turn = self.crowd.again(until);
+                }
+                self.crowd.wait(since, until);
+            }
+            let copy = self.crowd.enter();
             match self.copy_large_file(request, &source, started, &mut staging, waiter) {
-                Err(error) if error.is_lack_of_room() && !alone => {
-                    (read_first, alone) = (true, true);
+                Err(error) if error.is_lack_of_room() => {
+                    short = Some((error, copy.end_if_beside_others()));
                 }
-                Err(error) => {
-                    return match staging {
-                        Some(staging) => Ok(fail(staging, error)),
-                        None => Err(error),
-                    };
-                }
+                Err(error) => return failed(staging, error),
                 outcome => return outcome,
             }
         }
@@ -609,7 +630,11 @@ impl Registry {
                     }
                     return Err(error);
                 }
-                Err(PublishError::AreaLost) => self.forget(&area),
+                Err(PublishError::AreaLost) => {
+                    self.forget(&area);
+                    // If it is only the directory in it that has gone.
+                    area.remove_if_empty();
+                }
             }
         }
         Err(Error::io(
@@ -679,7 +704,7 @@ impl Registry {
         self.call_off();
         let failures = sweeper::remove_all(&self.manifest, StagedFile::remove);
         // Whoever is still at work in an area after that takes it away when it is done.
-        drop(self.at_work.try_write_for(LAST_WAIT));
+        let _nobody_at_work = self.at_work.try_write_for(LAST_WAIT);
         let areas = self.areas.lock().take();
         for area in areas.iter().flat_map(HashMap::values) {
             area.remove_if_empty();
@@ -690,6 +715,10 @@ impl Registry {
     fn call_off(&self) {
         self.manifest.stop();
         self.ending.store(true, Ordering::Relaxed);
+        // They ask again, and are told.
+        if let Some(recognition) = &self.recognition {
+            recognition.call_off();
+        }
     }
 
     /// To be held by whoever stages, from before the first file is written to the end.
@@ -786,6 +815,13 @@ fn known(attachment: Attachment) -> Outcome {
 fn fail(staging: Staging, error: Error) -> Outcome {
     staging.fail(error.clone());
     Outcome::Failed(error)
+}
+
+fn failed(staging: Option<Staging>, error: Error) -> Result<Outcome> {
+    match staging {
+        Some(staging) => Ok(fail(staging, error)),
+        None => Err(error),
+    }
 }
 
 fn enter(staging: Staging, published: Published, name: Box<[u8]>, size: u64) -> Outcome {

@@ -45,8 +45,8 @@ const ATTEMPTS: usize = 10;
 pub struct StagingDir {
     /// Its path; a relative one is taken from the current directory.
     pub path: PathBuf,
-    /// Nobody configured it: if it belongs to somebody else, the name with our user id appended
-    /// will do as well.
+    /// Nobody configured it: if it belongs to somebody else, or is no directory, the name with our
+    /// user id appended will do as well.
     pub is_default: bool,
 }
 

@@ -1313,6 +1313,39 @@ fn large_files_of_one_content_need_room_for_one() {
 }
 
 #[test]
+fn large_files_with_room_for_one_get_it_or_an_error() {
+    const SIZE: usize = 8 << 20;
+    if !only_root_can("mount a file system with little room") {
+        return;
+    }
+    let outer = Lab::new();
+    let full = outer.root.join("full");
+    let Some(_mount) = Mount::new("tmpfs", &full, "size=12m") else {
+        println!("not shown, since nobody may mount anything: a file system with little room");
+        return;
+    };
+    let mut lab = Lab::in_dir(&full);
+    let sources: Vec<_> = (0..4)
+        .map(|number| outer.source(&format!("source {number}"), &content(SIZE, number)))
+        .collect();
+    std::thread::scope(|scope| {
+        for source in &sources {
+            scope.spawn(|| match lab.stage_file(source) {
+                Outcome::Staged { .. } => {}
+                Outcome::Failed(error) => {
+                    assert_eq!(error.errno(), Some(nix::errno::Errno::ENOSPC));
+                }
+                Outcome::Retry => panic!("nobody is told so in the end"),
+            });
+        }
+    });
+    assert_eq!(lab.attachments().len(), 1);
+    lab.assert_consistent();
+    lab.assert_areas_whole(Scratch::Forbidden);
+    lab.assert_leaves_nothing();
+}
+
+#[test]
 fn an_unchanged_file_is_staged_again_without_waiting_for_anything() {
     let lab = Lab::new();
     let source = lab.source("source", &content(SMALL, 1));
