@@ -3,9 +3,10 @@ defmodule Codex.Files do
   Stages file attachments for the Codex agent.
 
   A staged file is a private copy, kept under the SHA-256 checksum of its content. Staging a content
-  again renews the time to live of the copy that is there. That costs next to nothing if the file has
-  not changed since, and as much as reading it otherwise (a file of more than 256 KiB is copied on the
-  way, if there is room). A copy is removed when its time to live ends, or by `reset!/0`.
+  again renews the time to live of the copy that is there. That costs next to nothing if the file had
+  been left alone for two seconds and has not changed since. Otherwise it is read, and one of more than
+  256 KiB may be copied on the way, if there is room. A copy is removed when its time to live ends, or
+  by `reset!/0`.
 
   None of these functions exits or raises because of a file or the registry: they return
   `{:error, reason}`, and `format_error/1` says what that means.
@@ -66,8 +67,8 @@ defmodule Codex.Files do
   Returns the directory below which files are staged.
 
   Each registry has a directory of its own in it. If the directory is not configured and belongs to
-  another user, the one that is used has the user id appended to its name: the `path` of an
-  attachment says where it is.
+  another user, or is none, the one that is used has the user id appended to its name: the `path` of
+  an attachment says where it is.
 
   ## Examples
 

@@ -301,7 +301,8 @@ defmodule Codex.Files.Registry do
     end
   end
 
-  # Whoever this caller waited for may have given up. Then it begins `again`, with a new look.
+  # Whoever this caller waited for may have given up, or left it something to recognise. Then it
+  # begins `again`, with a new look.
   defp finish(attempt, again) do
     ref = make_ref()
 
