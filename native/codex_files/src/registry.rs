@@ -493,10 +493,12 @@ impl Registry {
                     Admitted::Done(outcome) => return Ok(outcome.unwrap_or(Outcome::Retry)),
                 }
             }
+            // There was no room, and the content is not known.
             if let Some((error, beside_others)) = short.take() {
                 let Some(since) = beside_others else {
                     return failed(staging, error);
                 };
+                // Others may have taken it.
                 let until = *until.get_or_insert_with(|| Instant::now() + ROOM_WAIT);
                 if Instant::now() >= until {
                     return failed(staging, error);
