@@ -67,8 +67,8 @@ defmodule Codex.Files do
   Returns the directory below which files are staged.
 
   Each registry has a directory of its own in it. If the directory is not configured and belongs to
-  another user, or is none, the one that is used has the user id appended to its name: the `path` of
-  an attachment says where it is.
+  another user, or is no directory, the one that is used has the user id appended to its name: the
+  `path` of an attachment says where it is.
 
   ## Examples
 

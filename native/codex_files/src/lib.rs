@@ -10,9 +10,9 @@
 
 pub mod attachment;
 mod copiers;
-mod crowd;
 pub mod disk;
 pub mod error;
+mod large_copies;
 pub mod manifest;
 pub mod panics;
 mod recognition;

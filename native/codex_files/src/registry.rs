@@ -14,9 +14,9 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::attachment::{Attachment, Checksum, Now, Retention, StagedFile};
 use crate::copiers;
-use crate::crowd::Crowd;
 use crate::disk::{self, Buffer, Fingerprint, SMALL_BUFFER, Source};
 use crate::error::{Error, Failures, Result};
+use crate::large_copies::LargeCopies;
 use crate::manifest::{Admission, Listing, Manifest, Metrics, Origin, Outcome, Staging, Waiter};
 use crate::recognition::{Recognised, Recognition};
 use crate::staging_area::{self, Area, PublishError, Published, StagingDir};
@@ -111,7 +111,7 @@ pub struct Registry {
     /// Shared by those who stage; the end waits for them.
     at_work: RwLock<()>,
     /// The copies of large files, under their own digest, that are under way.
-    crowd: Crowd,
+    large_copies: LargeCopies,
     sweeper: Sweeper,
 }
 
@@ -142,7 +142,7 @@ impl Registry {
             ownership: Mutex::new(Ownership::AbandonedSince(Instant::now())),
             ending: AtomicBool::new(false),
             at_work: RwLock::new(()),
-            crowd: Crowd::default(),
+            large_copies: LargeCopies::default(),
             sweeper,
         });
         sweeper::start(Arc::downgrade(&registry), inbox, options)?;
@@ -480,7 +480,7 @@ impl Registry {
         let source = Source::open(&request.source)?.until(&self.ending);
         let mut staging = None;
         let mut short = None;
-        let mut until = None;
+        let mut deadline = None;
         let mut turn = None;
         loop {
             // To read a file once more costs less than a copy in vain, and takes no room.
@@ -496,24 +496,24 @@ impl Registry {
             // There was no room, and the content is not known.
             if let Some((error, beside_others)) = short.take() {
                 let Some(since) = beside_others else {
-                    return failed(staging, error);
+                    return fail_if_lead(staging, error);
                 };
                 // Others may have taken it.
-                let until = *until.get_or_insert_with(|| Instant::now() + ROOM_WAIT);
+                let until = *deadline.get_or_insert_with(|| Instant::now() + ROOM_WAIT);
                 if Instant::now() >= until {
-                    return failed(staging, error);
+                    return fail_if_lead(staging, error);
                 }
                 if turn.is_none() {
-                    turn = self.crowd.again(until);
+                    turn = self.large_copies.turn_to_make_again(until);
                 }
-                self.crowd.wait(since, until);
+                self.large_copies.wait_for_an_end(since, until);
             }
-            let copy = self.crowd.enter();
+            let copy = self.large_copies.begin();
             match self.copy_large_file(request, &source, started, &mut staging, waiter) {
                 Err(error) if error.is_lack_of_room() => {
                     short = Some((error, copy.end_if_beside_others()));
                 }
-                Err(error) => return failed(staging, error),
+                Err(error) => return fail_if_lead(staging, error),
                 outcome => return outcome,
             }
         }
@@ -819,7 +819,8 @@ fn fail(staging: Staging, error: Error) -> Outcome {
     Outcome::Failed(error)
 }
 
-fn failed(staging: Option<Staging>, error: Error) -> Result<Outcome> {
+/// The error, also for those who wait for the ticket, if there is one.
+fn fail_if_lead(staging: Option<Staging>, error: Error) -> Result<Outcome> {
     match staging {
         Some(staging) => Ok(fail(staging, error)),
         None => Err(error),

@@ -1254,25 +1254,35 @@ fn of_a_file_that_is_being_copied_no_second_copy_is_made() {
     lab.assert_consistent();
 }
 
+/// The size of a file of which one has room there, and two have not.
+const MUCH: usize = 8 << 20;
+
+/// A lab for the sources, and a file system with little room.
+fn room_for_one() -> Option<(Lab, PathBuf, Mount)> {
+    if !only_root_can("mount a file system with little room") {
+        return None;
+    }
+    let outer = Lab::new();
+    let little = outer.root.join("little");
+    let mount = Mount::new("tmpfs", &little, "size=12m");
+    if mount.is_none() {
+        println!("not shown, since nobody may mount anything: a file system with little room");
+    }
+    mount.map(|mount| (outer, little, mount))
+}
+
 /// What a copy is of is known only in the end. Where there is no room for one in vain, it has to be
 /// known before.
 #[test]
 fn large_files_of_one_content_need_room_for_one() {
-    const SIZE: usize = 8 << 20;
-    if !only_root_can("mount a file system with little room") {
-        return;
-    }
-    let outer = Lab::new();
-    let full = outer.root.join("full");
-    let Some(_mount) = Mount::new("tmpfs", &full, "size=12m") else {
-        println!("not shown, since nobody may mount anything: a file system with little room");
+    let Some((outer, little, _mount)) = room_for_one() else {
         return;
     };
-    let source = outer.source("source", &content(SIZE, 1));
-    let twin = outer.source("twin", &content(SIZE, 1));
+    let source = outer.source("source", &content(MUCH, 1));
+    let twin = outer.source("twin", &content(MUCH, 1));
     // The source was changed just now at first, and long ago in the last rounds.
     for round in 0..9 {
-        let mut lab = Lab::in_dir(&full);
+        let mut lab = Lab::in_dir(&little);
         lab.registry = start_with(round % 3 > 0);
         let copies: usize = std::thread::scope(|scope| {
             let callers: Vec<_> = (0..6)
@@ -1300,7 +1310,7 @@ fn large_files_of_one_content_need_room_for_one() {
         known(lab.stage_file(&twin));
         lab.assert_consistent();
         // Another content is too much.
-        let other = outer.source("other", &content(SIZE, 2));
+        let other = outer.source("other", &content(MUCH, 2));
         let error = failed(lab.stage_file(&other));
         assert_eq!(error.errno(), Some(nix::errno::Errno::ENOSPC));
         lab.assert_consistent();
@@ -1314,19 +1324,12 @@ fn large_files_of_one_content_need_room_for_one() {
 
 #[test]
 fn large_files_with_room_for_one_get_it_or_an_error() {
-    const SIZE: usize = 8 << 20;
-    if !only_root_can("mount a file system with little room") {
-        return;
-    }
-    let outer = Lab::new();
-    let full = outer.root.join("full");
-    let Some(_mount) = Mount::new("tmpfs", &full, "size=12m") else {
-        println!("not shown, since nobody may mount anything: a file system with little room");
+    let Some((outer, little, _mount)) = room_for_one() else {
         return;
     };
-    let mut lab = Lab::in_dir(&full);
+    let mut lab = Lab::in_dir(&little);
     let sources: Vec<_> = (0..4)
-        .map(|number| outer.source(&format!("source {number}"), &content(SIZE, number)))
+        .map(|number| outer.source(&format!("source {number}"), &content(MUCH, number)))
         .collect();
     std::thread::scope(|scope| {
         for source in &sources {

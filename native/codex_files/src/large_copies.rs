@@ -6,25 +6,30 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 #[derive(Default)]
-pub(crate) struct Crowd {
+pub(crate) struct LargeCopies {
     state: Mutex<State>,
     one_ended: Condvar,
     /// Of those that are made again, one at a time is.
-    again: Mutex<()>,
+    made_again: Mutex<()>,
 }
 
+/// Counted from the start.
 #[derive(Default)]
 struct State {
-    under_way: usize,
-    /// Of all time, as `ended`.
     begun: u64,
     ended: u64,
 }
 
+impl State {
+    fn any_under_way(&self) -> bool {
+        self.begun > self.ended
+    }
+}
+
 /// One copy, under way until this is dropped.
 #[must_use]
-pub(crate) struct Copy<'a> {
-    crowd: &'a Crowd,
+pub(crate) struct LargeCopy<'a> {
+    all: &'a LargeCopies,
     /// Whether there were others when it began.
     met_others: bool,
     number: u64,
@@ -34,28 +39,27 @@ pub(crate) struct Copy<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Ended(u64);
 
-impl Crowd {
-    pub(crate) fn enter(&self) -> Copy<'_> {
+impl LargeCopies {
+    pub(crate) fn begin(&self) -> LargeCopy<'_> {
         let mut state = self.state.lock();
-        let met_others = state.under_way > 0;
-        state.under_way += 1;
+        let met_others = state.any_under_way();
         state.begun += 1;
-        Copy {
-            crowd: self,
+        LargeCopy {
+            all: self,
             met_others,
             number: state.begun,
         }
     }
 
     /// To be held by one that is made again.
-    pub(crate) fn again(&self, until: Instant) -> Option<MutexGuard<'_, ()>> {
-        self.again.try_lock_until(until)
+    pub(crate) fn turn_to_make_again(&self, until: Instant) -> Option<MutexGuard<'_, ()>> {
+        self.made_again.try_lock_until(until)
     }
 
     /// Waits until one has ended since, or none is left.
-    pub(crate) fn wait(&self, since: Ended, until: Instant) {
+    pub(crate) fn wait_for_an_end(&self, since: Ended, until: Instant) {
         let mut state = self.state.lock();
-        while state.under_way > 0 && state.ended == since.0 {
+        while state.any_under_way() && state.ended == since.0 {
             if self.one_ended.wait_until(&mut state, until).timed_out() {
                 return;
             }
@@ -63,24 +67,23 @@ impl Crowd {
     }
 }
 
-impl Copy<'_> {
+impl LargeCopy<'_> {
     /// Ends it; `None` if there was never another beside it.
     pub(crate) fn end_if_beside_others(self) -> Option<Ended> {
-        let crowd = self.crowd;
+        let all = self.all;
         let met_others = self.met_others;
         let number = self.number;
         drop(self);
-        let state = crowd.state.lock();
+        let state = all.state.lock();
         (met_others || state.begun > number).then_some(Ended(state.ended))
     }
 }
 
-impl Drop for Copy<'_> {
+impl Drop for LargeCopy<'_> {
     fn drop(&mut self) {
-        let mut state = self.crowd.state.lock();
-        state.under_way -= 1;
+        let mut state = self.all.state.lock();
         state.ended += 1;
         drop(state);
-        self.crowd.one_ended.notify_all();
+        self.all.one_ended.notify_all();
     }
 }
