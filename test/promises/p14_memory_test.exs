@@ -1,6 +1,7 @@
 defmodule Codex.Files.P14MemoryTest do
   @moduledoc """
-  P14: memory is constant: staging any size needs at most 16 MiB beyond the idle VM.
+  P14: memory is constant: staging any size needs at most 16 MiB beyond the idle VM; a cleanup of any
+  number of files leaves nothing behind in any process.
   """
 
   use Codex.Files.StagingCase, async: false

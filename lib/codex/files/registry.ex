@@ -565,10 +565,11 @@ defmodule Codex.Files.Registry do
     end
   end
 
-  # The native cleanup thread tells what it has done.
+  # The native cleanup thread tells what it has done. This process lives long: it would keep the
+  # memory that reports and the handlers of events take.
   def handle_info({:codex_files, :cleaned, report}, state) do
-    Telemetry.cleaned(report)
-    {:noreply, state}
+    _pid = spawn(fn -> Telemetry.cleaned(report) end)
+    {:noreply, state, :hibernate}
   end
 
   def handle_info({:codex_files, :answer, from, result}, state) do

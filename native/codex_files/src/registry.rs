@@ -80,7 +80,7 @@ pub struct Options {
 
 /// Hears, on the cleanup thread, what it does without being asked.
 pub trait Observer: Send {
-    /// A periodic cleanup is done.
+    /// A periodic cleanup has removed some files, or could not. It tells so of few at a time.
     fn cleaned(&self, report: Report);
     /// No successor came in time, and the registry has stopped.
     fn ended(&self);
@@ -685,9 +685,9 @@ impl Registry {
         }
     }
 
-    /// Removes the expired attachments.
-    pub(crate) fn sweep(&self) -> Report {
-        sweeper::sweep(&self.manifest, Now::read(), StagedFile::remove)
+    /// Removes the expired attachments, and reports on some of them at a time.
+    pub(crate) fn sweep(&self, reported: impl FnMut(Report)) {
+        sweeper::sweep_in_batches(&self.manifest, Now::read(), StagedFile::remove, reported);
     }
 
     /// Removes all attachments, and what dead registries left below `dir`.

@@ -27,6 +27,13 @@ pub struct Report {
     pub failed: Vec<(Attachment, Error)>,
 }
 
+impl Report {
+    fn append(&mut self, mut other: Self) {
+        self.cleaned.append(&mut other.cleaned);
+        self.failed.append(&mut other.failed);
+    }
+}
+
 /// The answer to a command. Dropped unsent, because the thread has ended, it says so: nobody who
 /// gave a command waits for ever.
 pub struct Reply<T>(Option<Box<dyn FnOnce(Result<T>) + Send>>);
@@ -116,7 +123,11 @@ fn run(registry: &Weak<Registry>, inbox: &Receiver<Command>, mut options: Option
             return;
         };
         match command {
-            Ok(Command::Cleanup(reply)) => answer(reply, || Ok(registry.sweep())),
+            Ok(Command::Cleanup(reply)) => answer(reply, || {
+                let mut whole = Report::default();
+                registry.sweep(|report| whole.append(report));
+                Ok(whole)
+            }),
             Ok(Command::Reset(dir, reply)) => answer(reply, || Ok(registry.reset(&dir))),
             Ok(Command::Purge(dir)) => {
                 // What could not be removed is tried again at the next start.
@@ -141,9 +152,11 @@ fn run(registry: &Weak<Registry>, inbox: &Receiver<Command>, mut options: Option
             return;
         }
         if next_cleanup.is_some_and(|at| at <= now) {
-            if let Ok(report) = contained(|| registry.sweep()) {
-                let _ = contained(|| options.observer.cleaned(report));
-            }
+            let _ = contained(|| {
+                registry.sweep(|report| {
+                    let _ = contained(|| options.observer.cleaned(report));
+                });
+            });
             next_cleanup = deadline(options.cleanup_interval);
         }
         ends_at = registry.ends_at(options.orphan_grace);
@@ -171,15 +184,28 @@ pub fn sweep(
     now: Now,
     remove: impl Fn(&StagedFile) -> Result<()>,
 ) -> Report {
+    let mut whole = Report::default();
+    sweep_in_batches(manifest, now, remove, |report| whole.append(report));
+    whole
+}
+
+/// Removes what has expired `now`, and reports on some files at a time: whoever is told of very many
+/// at once needs the memory for it.
+pub(crate) fn sweep_in_batches(
+    manifest: &Arc<Manifest>,
+    now: Now,
+    remove: impl Fn(&StagedFile) -> Result<()>,
+    mut reported: impl FnMut(Report),
+) {
     panics::point("sweep");
-    let mut report = Report::default();
     let mut cursor = Some(ExpiryCursor::start());
     while cursor.is_some() {
+        let mut report = Report::default();
         for removal in manifest.claim_expired(now, &mut cursor, BATCH) {
             remove_one(removal, &remove, &mut report);
         }
+        reported(report);
     }
-    report
 }
 
 /// The tickets to remove all that has expired, for those who do the disk work themselves.

@@ -23,6 +23,7 @@ use common::*;
 struct Heard {
     cleanups: Arc<AtomicUsize>,
     cleaned: Arc<AtomicUsize>,
+    most_at_once: Arc<AtomicUsize>,
     ended: Arc<AtomicBool>,
     panics: bool,
 }
@@ -32,6 +33,8 @@ impl Observer for Heard {
         self.cleanups.fetch_add(1, Ordering::SeqCst);
         self.cleaned
             .fetch_add(report.cleaned.len(), Ordering::SeqCst);
+        self.most_at_once
+            .fetch_max(report.cleaned.len(), Ordering::SeqCst);
         assert!(!self.panics, "an observer that panics");
     }
 
@@ -80,6 +83,27 @@ fn what_has_expired_is_cleaned_up_at_every_interval() {
     staged(lab.stage_file(&lab.source("expires", b"expires")));
     assert_eq!(cleanup(&lab.registry).cleaned.len(), 1);
     assert_eq!(heard.cleanups.load(Ordering::SeqCst), before);
+}
+
+#[test]
+fn a_cleanup_of_many_files_is_told_of_in_parts() {
+    const FILES: usize = 1_100;
+    let heard = Heard {
+        panics: true,
+        ..Heard::default()
+    };
+    let mut lab = lab_with(LONG, LONG, &heard);
+    lab.retention = EXPIRED;
+    for number in 0..FILES {
+        staged(lab.stage_file(&lab.source("source", &number.to_le_bytes())));
+    }
+    lab.registry
+        .command(Command::Interval(Duration::from_millis(1)));
+    // Each part is told of, even if those who hear of another fail.
+    eventually("all are cleaned up", || {
+        heard.cleaned.load(Ordering::SeqCst) == FILES
+    });
+    assert!(heard.most_at_once.load(Ordering::SeqCst) <= 1_000);
 }
 
 #[test]
