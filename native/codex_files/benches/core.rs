@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
-use codex_files::attachment::{Attachment, Now};
-use codex_files::manifest::{Manifest, Outcome, Waiter};
+use codex_files::attachment::{Attachment, Outcome, Waiter};
 use codex_files::registry::{FileRequest, Miss, Observer, Options, Registry};
 use codex_files::staging_area::StagingDir;
 use codex_files::sweeper::{self, Command, Reply, Report};
+use codex_files::time::Now;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use entries::{DAY, NOTHING, checksum, enter, file};
+use entries::{DAY, NOTHING, Samples, checksum, enter, file};
 
 /// What is in the manifest beside the entries that an operation is about.
 const SIZES: [usize; 3] = [1_000, 100_000, 1_000_000];
@@ -59,7 +59,7 @@ fn manifest(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || {
                     number += 1;
-                    Arc::new(file(number))
+                    file(number)
                 },
                 |file| enter(&manifest, &file, NOTHING),
                 BatchSize::NumIterations(DUE as u64),
@@ -71,7 +71,7 @@ fn manifest(criterion: &mut Criterion) {
             bencher.iter_batched(
                 || {
                     for number in size..size + DUE {
-                        enter(&manifest, &Arc::new(file(number)), NOTHING);
+                        enter(&manifest, &file(number), NOTHING);
                     }
                 },
                 |()| sweeper::sweep(&manifest, Now::read(), |_| Ok(())),
@@ -205,10 +205,10 @@ fn write_source(path: &Path, number: u64, size: u64) {
     std::fs::write(path, content).expect("there is room on the disk");
 }
 
-fn filled(size: usize) -> Arc<Manifest> {
-    let manifest = Manifest::new();
+fn filled(size: usize) -> Samples {
+    let manifest = Samples::new();
     for number in 0..size {
-        enter(&manifest, &Arc::new(file(number)), DAY);
+        enter(&manifest, &file(number), DAY);
     }
     manifest
 }

@@ -9,14 +9,14 @@ mod entries;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::{Duration, Instant};
 
-use codex_files::attachment::{Checksum, Now, StagedFile};
-use codex_files::manifest::Manifest;
+use codex_files::checksum::Checksum;
+use codex_files::manifest::attachment::File;
 use codex_files::sweeper;
-use entries::{DAY, NOTHING, checksum, enter, file, scramble};
+use codex_files::time::Now;
+use entries::{DAY, Handle, NOTHING, Samples, checksum, enter, file, scramble};
 
 /// Counts the bytes that are allocated.
 struct Counting;
@@ -56,7 +56,7 @@ fn main() {
 
 fn measure(entries: usize) {
     let before = (ALLOCATED.load(Ordering::Relaxed), resident());
-    let manifest = Manifest::new();
+    let manifest = Samples::new();
     let mut strings = 0;
     let mut inserts = Vec::new();
     for first in (0..entries).step_by(BATCH) {
@@ -65,7 +65,7 @@ fn measure(entries: usize) {
         let count = files.len();
         let start = Instant::now();
         for file in files {
-            enter(&manifest, &Arc::new(file), DAY);
+            enter(&manifest, &file, DAY);
         }
         inserts.push(start.elapsed() / u32::try_from(count).expect("a batch is small"));
     }
@@ -108,7 +108,10 @@ fn measure(entries: usize) {
     });
     repeat(entries, "walk", 1, || {
         let listing = manifest.list();
-        let bytes: u64 = listing.iter().map(|attachment| attachment.file.size).sum();
+        let bytes: u64 = listing
+            .iter()
+            .map(|attachment| attachment.file.size())
+            .sum();
         black_box(bytes);
     });
     repeat(entries, "sweep of nothing", BATCH, || {
@@ -119,7 +122,7 @@ fn measure(entries: usize) {
     let sweeps: Vec<_> = (0..REPETITIONS)
         .map(|_| {
             for number in entries..entries + BATCH {
-                enter(&manifest, &Arc::new(file(number)), NOTHING);
+                enter(&manifest, &file(number), NOTHING);
             }
             let start = Instant::now();
             let report = sweeper::sweep(&manifest, Now::read(), |_| Ok(()));
@@ -153,7 +156,7 @@ fn print(entries: usize, name: &str, times: &[Duration]) {
 }
 
 /// What a caller's strings take, whoever keeps them.
-fn string_bytes(file: &StagedFile) -> usize {
+fn string_bytes(Handle(file): &Handle) -> usize {
     file.checksum.len() + file.name.len() + file.path.as_os_str().len()
 }
 

@@ -10,11 +10,11 @@ use nix::errno::Errno;
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use sha2::{Digest, Sha256};
 
-use crate::attachment::{Checksum, Now};
-use crate::copiers;
 use crate::error::{Context, Error, FileType, Result};
 use crate::panics;
 use crate::sys;
+use crate::time::Now;
+use crate::turns;
 
 /// A file up to this size is read whole and staged by the thread that is asked; a larger one is
 /// copied in pieces by a copier thread.
@@ -394,7 +394,7 @@ fn digest_behind(copy: &File, path: &Path, progress: &Receiver<u64>) -> Result<(
 }
 
 fn hash_in_turn(hasher: &mut Sha256, piece: &[u8]) {
-    let _turn = copiers::turn();
+    let _turn = turns::turn();
     hasher.update(piece);
 }
 
@@ -437,11 +437,6 @@ impl<'a> Remaining<'a> {
     }
 }
 
-/// The digest of a content in memory.
-pub(crate) fn digest(content: &[u8]) -> [u8; 32] {
-    Sha256::digest(content).into()
-}
-
 /// The digest of a file, read in pieces, and its size in bytes.
 ///
 /// # Errors
@@ -451,37 +446,10 @@ pub fn digest_of_file(path: &Path) -> Result<([u8; 32], u64)> {
     Source::open(path)?.digest()
 }
 
-/// A digest in lower-case hexadecimal.
-#[must_use]
-pub fn hex(digest: &[u8; 32]) -> String {
-    digits(digest).map(char::from).iter().collect()
-}
-
-/// The manifest key of a content: its digest in lower-case hexadecimal.
-pub(crate) fn key(digest: &[u8; 32]) -> Checksum {
-    digits(digest).into()
-}
-
-fn digits(digest: &[u8; 32]) -> [u8; 64] {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    std::array::from_fn(|index| {
-        let byte = digest[index / 2];
-        let half = if index % 2 == 0 { byte >> 4 } else { byte & 15 };
-        DIGITS[usize::from(half)]
-    })
-}
-
-/// Whether a manifest key has the form of a digest, and so is a claim about the content.
-pub(crate) fn is_digest(checksum: &[u8]) -> bool {
-    checksum.len() == 64
-        && checksum
-            .iter()
-            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checksum::digest;
 
     /// Of a file whose content and inode last changed at these milliseconds.
     fn fingerprint(mtime_ms: i64, ctime_ms: i64) -> Fingerprint {
@@ -578,20 +546,5 @@ mod tests {
             refused,
             Some(Error::UnsupportedFileType(FileType::Fifo))
         ));
-    }
-
-    #[test]
-    fn a_key_is_a_claim_about_the_content_only_in_the_very_form_of_a_digest() {
-        let digest = hex(&digest(b""));
-        assert_eq!(
-            digest,
-            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        );
-        assert!(is_digest(digest.as_bytes()));
-        assert!(!is_digest(digest.to_uppercase().as_bytes()));
-        assert!(!is_digest(&digest.as_bytes()[1..]));
-        assert!(!is_digest(format!("{digest}0").as_bytes()));
-        assert!(!is_digest(digest.replace('e', "g").as_bytes()));
-        assert!(!is_digest(b""));
     }
 }

@@ -9,6 +9,7 @@
 //! disk: after a power failure the staging directory holds leftovers for the next start to remove.
 
 pub mod attachment;
+pub mod checksum;
 mod copiers;
 pub mod disk;
 pub mod error;
@@ -17,10 +18,13 @@ pub mod manifest;
 pub mod panics;
 mod recognition;
 pub mod registry;
+pub mod retention;
 pub mod staging_area;
 pub mod sweeper;
 mod sync;
 mod sys;
+pub mod time;
+mod turns;
 
 #[cfg(feature = "fault-injection")]
 pub use sys::fault;

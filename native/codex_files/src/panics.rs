@@ -1,9 +1,13 @@
-//! Panics on demand, for the tests of what becomes of them; nothing at all in a normal build.
+//! Panics: contained, and made on demand for the tests of what becomes of them.
 //!
 //! With the feature `panic-injection` the environment variable `CODEX_FILES_PANICS` names a
 //! directory. A file in it makes the next thread that comes to the point of that name panic, once.
 
-/// A point of the code that a test can make panic.
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::error::{Error, Result};
+
+/// A point of the code that a test can make panic; nothing at all in a normal build.
 #[cfg(not(feature = "panic-injection"))]
 #[inline(always)]
 pub fn point(_name: &str) {}
@@ -21,4 +25,12 @@ pub fn point(name: &str) {
     if std::fs::remove_file(std::path::Path::new(&dir).join(name)).is_ok() {
         panic!("injected at {name}");
     }
+}
+
+/// Runs `work`; a panic in it becomes an error.
+///
+/// # Errors
+/// [`Error::Panic`].
+pub fn contained<T>(work: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| Error::from_panic(&*panic))
 }

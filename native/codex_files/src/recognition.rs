@@ -10,10 +10,10 @@ use std::num::NonZeroUsize;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::attachment::Checksum;
+use crate::attachment::{Outcome, Waiter};
+use crate::checksum::Checksum;
 use crate::disk::Fingerprint;
 use crate::error::Error;
-use crate::manifest::{Outcome, Waiter};
 
 /// How many files are remembered; the least recently staged is forgotten first.
 const CAPACITY: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not zero");

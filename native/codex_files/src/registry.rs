@@ -12,15 +12,19 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
-use crate::attachment::{Attachment, Checksum, Now, Retention, StagedFile};
+use crate::attachment::{Attachment, Listing, Manifest, Outcome, StagedFile, Staging, Waiter};
+use crate::checksum::{self, Checksum};
 use crate::copiers;
 use crate::disk::{self, Buffer, Fingerprint, SMALL_BUFFER, Source};
 use crate::error::{Error, Failures, Result};
 use crate::large_copies::LargeCopies;
-use crate::manifest::{Admission, Listing, Manifest, Metrics, Origin, Outcome, Staging, Waiter};
+use crate::manifest::waiting::Origin;
+use crate::manifest::{Admission, Metrics};
 use crate::recognition::{Recognised, Recognition};
+use crate::retention::Retention;
 use crate::staging_area::{self, Area, PublishError, Published, StagingDir};
 use crate::sweeper::{self, Command, Reply, Report, Sweeper};
+use crate::time::Now;
 
 /// A staging under a checksum and at a destination that the caller chose.
 #[derive(Clone, Debug)]
@@ -100,7 +104,7 @@ enum Ownership {
 
 /// A registry. See the module's description.
 pub struct Registry {
-    manifest: Arc<Manifest>,
+    manifest: Manifest,
     /// By staging directory, as asked for; `None` once the registry has stopped, so that none is
     /// opened any more. Not the manifest's lock: an area may be opened meanwhile.
     areas: Mutex<Option<HashMap<PathBuf, Arc<Area>>>>,
@@ -151,7 +155,7 @@ impl Registry {
 
     /// The manifest, for those who do the disk work themselves.
     #[must_use]
-    pub fn manifest(&self) -> &Arc<Manifest> {
+    pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
@@ -328,8 +332,8 @@ impl Registry {
             let scratch =
                 area.scratch_beside(&request.destination, replaces, source.staged_mode())?;
             let (_, digest) = source.copy_into(scratch.file()?, scratch.path())?;
-            if disk::is_digest(&request.checksum) {
-                let actual = disk::hex(&digest);
+            if checksum::is_digest(&request.checksum) {
+                let actual = checksum::hex(&digest);
                 if actual.as_bytes() != &*request.checksum {
                     return Err(Error::ChecksumMismatch { actual }.into());
                 }
@@ -414,7 +418,7 @@ impl Registry {
                 return Ok(SmallFile::Large { size });
             };
             let content = &buffer[..length];
-            let checksum = disk::key(&disk::digest(content));
+            let checksum = checksum::key(&checksum::digest(content));
             self.remember(&source, started, &checksum);
             let staging = match self.admit(&checksum, request.retention, make_waiter)? {
                 Admitted::Lead(staging) => staging,
@@ -486,7 +490,7 @@ impl Registry {
             // To read a file once more costs less than a copy in vain, and takes no room.
             if staging.is_none() && (familiar || short.is_some()) {
                 let (digest, _) = source.digest()?;
-                let checksum = disk::key(&digest);
+                let checksum = checksum::key(&digest);
                 self.remember(&source, started, &checksum);
                 match self.admit(&checksum, request.retention, || hand_over(waiter))? {
                     Admitted::Lead(lead) => staging = Some(lead),
@@ -533,7 +537,7 @@ impl Registry {
         let published = self.with_area(&request.staging_dir, |area| {
             let scratch = area.large_scratch(mode)?;
             let (size, digest) = source.copy_into(scratch.file()?, scratch.path())?;
-            let checksum = disk::key(&digest);
+            let checksum = checksum::key(&digest);
             self.remember(source, started, &checksum);
             // One of another content is of no use.
             let ticket = staging
@@ -687,12 +691,13 @@ impl Registry {
 
     /// Removes the expired attachments, and reports on some of them at a time.
     pub(crate) fn sweep(&self, reported: impl FnMut(Report)) {
-        sweeper::sweep_in_batches(&self.manifest, Now::read(), StagedFile::remove, reported);
+        let remove = |file: &Arc<StagedFile>| file.remove();
+        sweeper::sweep_in_batches(&self.manifest, Now::read(), remove, reported);
     }
 
     /// Removes all attachments, and what dead registries left below `dir`.
     pub(crate) fn reset(&self, dir: &Path) -> Failures {
-        let mut failures = sweeper::remove_all(&self.manifest, StagedFile::remove);
+        let mut failures = self.remove_all();
         failures.extend(staging_area::purge(&StagingDir {
             path: dir.to_owned(),
             is_default: false,
@@ -704,7 +709,7 @@ impl Registry {
     /// Ends it: nothing can be staged any more, and what was is removed.
     pub(crate) fn stop(&self) -> Failures {
         self.call_off();
-        let failures = sweeper::remove_all(&self.manifest, StagedFile::remove);
+        let failures = self.remove_all();
         // Whoever is still at work in an area after that takes it away when it is done.
         let _nobody_at_work = self.at_work.try_write_for(LAST_WAIT);
         let areas = self.areas.lock().take();
@@ -712,6 +717,13 @@ impl Registry {
             area.remove_if_empty();
         }
         failures
+    }
+
+    fn remove_all(&self) -> Failures {
+        sweeper::remove_all(&self.manifest, |file| file.remove())
+            .into_iter()
+            .map(|(attachment, error)| (attachment.file.path.to_path_buf(), error))
+            .collect()
     }
 
     fn call_off(&self) {
@@ -752,13 +764,13 @@ impl Registry {
     /// form of a digest. The reply is [`Error::ChecksumMismatch`] if it is another's, and as reading
     /// the file.
     pub fn verify_file_module(request: StageRequest, reply: Reply<()>) {
-        if !disk::is_digest(&request.checksum) {
+        if !checksum::is_digest(&request.checksum) {
             return copiers::answer(0, || Ok(()), reply);
         }
         let size = size_of(&request.destination);
         let verify = move || {
             let (digest, _) = disk::digest_of_file(&request.destination)?;
-            let actual = disk::hex(&digest);
+            let actual = checksum::hex(&digest);
             if actual.as_bytes() == &*request.checksum {
                 Ok(())
             } else {

@@ -26,8 +26,9 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg};
 use nix::sys::stat::{FileStat, Mode, SFlag};
 
-use crate::attachment::{Checksum, StagedFile};
-use crate::disk::{self, FileId};
+use crate::attachment::StagedFile;
+use crate::checksum::{self, Checksum};
+use crate::disk::FileId;
 use crate::error::{Context, Error, Failures, Insecurity, Result};
 use crate::panics;
 use crate::sys;
@@ -830,7 +831,7 @@ fn purge_area(staging_dir: &OwnedFd, name: &Path, path: &Path, failures: &mut Fa
             purge_elsewhere(&lock, child, record, path)
         } else if bytes.starts_with(STAGING_PREFIX.as_bytes()) {
             purge_file(&lock, child)
-        } else if disk::is_digest(bytes) {
+        } else if checksum::is_digest(bytes) {
             purge_checksum_dir(&lock, child)
         } else {
             Ok(())

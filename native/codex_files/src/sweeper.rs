@@ -1,6 +1,5 @@
 //! Cleanup: the thread that does it on time and on request, and what it does.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -8,31 +7,45 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use nix::errno::Errno;
 
-use crate::attachment::{Attachment, Now, StagedFile};
+use crate::attachment::{self, StagedFile};
 use crate::error::{Error, Failures, Result};
+use crate::manifest::attachment::{Attachment, File};
 use crate::manifest::{ExpiryCursor, Manifest, Removal};
-use crate::panics;
+use crate::panics::{self, contained};
 use crate::registry::{Options, Registry};
 use crate::staging_area::{self, StagingDir};
+use crate::time::Now;
 
 /// How many removals are admitted at once: few enough to keep the lock short.
 const BATCH: usize = 64;
 
-/// What a cleanup did.
-#[derive(Debug, Default)]
-pub struct Report {
+/// What a cleanup of files of the kind `F` did.
+#[derive(Debug)]
+pub struct Removed<F> {
     /// The attachments whose files are gone.
-    pub cleaned: Vec<Attachment>,
+    pub cleaned: Vec<Attachment<F>>,
     /// Those whose files could not be removed; they stay, and are tried again.
-    pub failed: Vec<(Attachment, Error)>,
+    pub failed: Vec<(Attachment<F>, Error)>,
 }
 
-impl Report {
+impl<F> Default for Removed<F> {
+    fn default() -> Self {
+        Self {
+            cleaned: Vec::new(),
+            failed: Vec::new(),
+        }
+    }
+}
+
+impl<F> Removed<F> {
     fn append(&mut self, mut other: Self) {
         self.cleaned.append(&mut other.cleaned);
         self.failed.append(&mut other.failed);
     }
 }
+
+/// What a cleanup did.
+pub type Report = Removed<Arc<StagedFile>>;
 
 /// The answer to a command. Dropped unsent, because the thread has ended, it says so: nobody who
 /// gave a command waits for ever.
@@ -174,33 +187,29 @@ pub(crate) fn answer<T>(reply: Reply<T>, work: impl FnOnce() -> Result<T>) {
     let _ = contained(|| reply.send(result));
 }
 
-pub(crate) fn contained<T>(work: impl FnOnce() -> T) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| Error::from_panic(&*panic))
-}
-
 /// Removes what has expired `now`.
-pub fn sweep(
-    manifest: &Arc<Manifest>,
+pub fn sweep<F: File>(
+    manifest: &Manifest<F>,
     now: Now,
-    remove: impl Fn(&StagedFile) -> Result<()>,
-) -> Report {
-    let mut whole = Report::default();
+    remove: impl Fn(&F) -> Result<()>,
+) -> Removed<F> {
+    let mut whole = Removed::default();
     sweep_in_batches(manifest, now, remove, |report| whole.append(report));
     whole
 }
 
 /// Removes what has expired `now`, and reports on some files at a time: whoever is told of very many
 /// at once needs the memory for it.
-pub(crate) fn sweep_in_batches(
-    manifest: &Arc<Manifest>,
+pub(crate) fn sweep_in_batches<F: File>(
+    manifest: &Manifest<F>,
     now: Now,
-    remove: impl Fn(&StagedFile) -> Result<()>,
-    mut reported: impl FnMut(Report),
+    remove: impl Fn(&F) -> Result<()>,
+    mut reported: impl FnMut(Removed<F>),
 ) {
     panics::point("sweep");
     let mut cursor = Some(ExpiryCursor::start());
     while cursor.is_some() {
-        let mut report = Report::default();
+        let mut report = Removed::default();
         for removal in manifest.claim_expired(now, &mut cursor, BATCH) {
             remove_one(removal, &remove, &mut report);
         }
@@ -210,28 +219,28 @@ pub(crate) fn sweep_in_batches(
 
 /// The tickets to remove all that has expired, for those who do the disk work themselves.
 #[must_use]
-pub fn claim_all_expired(manifest: &Arc<Manifest>) -> Vec<Removal> {
+pub fn claim_all_expired(manifest: &attachment::Manifest) -> Vec<attachment::Removal> {
     manifest.claim_expired(Now::read(), &mut Some(ExpiryCursor::start()), usize::MAX)
 }
 
 /// The tickets to remove every attachment, for those who do the disk work themselves.
 #[must_use]
-pub fn claim_all(manifest: &Arc<Manifest>) -> Vec<Removal> {
+pub fn claim_all(manifest: &attachment::Manifest) -> Vec<attachment::Removal> {
     let files: Vec<_> = manifest
         .list()
         .iter()
         .map(|attachment| attachment.file.clone())
         .collect();
-    manifest.claim_files(&files)
+    manifest.claim_files(&files, || None)
 }
 
-/// Removes every attachment that is there when it begins.
-pub fn remove_all(
-    manifest: &Arc<Manifest>,
-    remove: impl Fn(&StagedFile) -> Result<()>,
-) -> Failures {
+/// Removes every attachment that is there when it begins; those that could not be removed.
+pub fn remove_all<F: File + Send + Sync + 'static>(
+    manifest: &Manifest<F>,
+    remove: impl Fn(&F) -> Result<()>,
+) -> Vec<(Attachment<F>, Error)> {
     panics::point("remove_all");
-    let mut report = Report::default();
+    let mut report = Removed::default();
     let listing = manifest.list();
     let mut files = listing.iter().map(|attachment| attachment.file.clone());
     loop {
@@ -239,19 +248,19 @@ pub fn remove_all(
         if batch.is_empty() {
             break;
         }
-        for removal in manifest.claim_files(&batch) {
+        for removal in manifest.claim_files(&batch, || None) {
             remove_one(removal, &remove, &mut report);
         }
         report.cleaned.clear();
     }
-    report
-        .failed
-        .into_iter()
-        .map(|(attachment, error)| (attachment.file.path.to_path_buf(), error))
-        .collect()
+    report.failed
 }
 
-fn remove_one(removal: Removal, remove: impl Fn(&StagedFile) -> Result<()>, report: &mut Report) {
+fn remove_one<F: File>(
+    removal: Removal<F>,
+    remove: impl Fn(&F) -> Result<()>,
+    report: &mut Removed<F>,
+) {
     panics::point("remove");
     let removed = remove(&removal.attachment().file);
     panics::point("removed");

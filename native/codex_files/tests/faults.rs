@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use codex_files::attachment::Checksum;
+use codex_files::attachment::Outcome;
+use codex_files::checksum::Checksum;
 use codex_files::disk::INLINE_LIMIT;
 use codex_files::error::Error;
 use codex_files::fault::{self, Failure, Plan};
-use codex_files::manifest::Outcome;
 use common::*;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

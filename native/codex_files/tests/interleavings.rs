@@ -6,15 +6,17 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use codex_files::attachment::{Checksum, Now, Retention, StagedFile, Ttl};
+use codex_files::checksum::Checksum;
 use codex_files::error::{Error, Result};
-use codex_files::manifest::{Admission, Manifest, Origin, Outcome, Totals, Waiter};
-use codex_files::staging_area::Place;
-use codex_files::sweeper::{self, Report};
+use codex_files::manifest::attachment::File;
+use codex_files::manifest::waiting::{Origin, Outcome, Waiter};
+use codex_files::manifest::{Admission, ExpiryCursor, Manifest, Totals};
+use codex_files::retention::{Retention, Ttl};
+use codex_files::sweeper::{self, Removed};
+use codex_files::time::Now;
 use shuttle::sync::{Mutex, mpsc};
 use shuttle::thread;
 
@@ -35,6 +37,27 @@ const LONG: Retention = Retention {
     ttl: Ttl::Millis(600_000),
 };
 
+/// A file that is nothing but a number, which is its size too.
+#[derive(Clone)]
+struct Staged {
+    checksum: Checksum,
+    number: u64,
+}
+
+impl File for Staged {
+    fn key(&self) -> &Checksum {
+        &self.checksum
+    }
+
+    fn size(&self) -> u64 {
+        self.number
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
 /// Explores a scene: at random, and with few but well-placed preemptions, which finds what needs
 /// several things to happen in the right order.
 fn explore(scene: impl Fn() + Send + Sync + Clone + 'static) {
@@ -51,9 +74,9 @@ fn explore(scene: impl Fn() + Send + Sync + Clone + 'static) {
 /// A manifest, and the files that it is about.
 #[derive(Clone)]
 struct World {
-    manifest: Arc<Manifest>,
-    /// What is at each path: a number of its own for every copy.
-    disk: Arc<Mutex<HashMap<PathBuf, u64>>>,
+    manifest: Arc<Manifest<Staged>>,
+    /// What is staged under each checksum: a number of its own for every copy.
+    disk: Arc<Mutex<HashMap<Checksum, u64>>>,
     copies: Arc<AtomicUsize>,
     waiting: Arc<AtomicUsize>,
     answered: Arc<AtomicUsize>,
@@ -70,7 +93,7 @@ enum Copying {
 
 /// What became of a staging.
 enum Told {
-    Staged(Arc<StagedFile>, Origin),
+    Staged(Staged, Origin),
     Failed,
     Killed,
 }
@@ -78,7 +101,7 @@ enum Told {
 impl World {
     fn new() -> Self {
         Self {
-            manifest: Manifest::new(),
+            manifest: Arc::new(Manifest::new()),
             disk: Arc::default(),
             copies: Arc::default(),
             waiting: Arc::default(),
@@ -101,8 +124,8 @@ impl World {
         &self,
         key: &str,
         retention: Retention,
-        lost: Option<&Arc<StagedFile>>,
-    ) -> (Result<Admission>, mpsc::Receiver<Outcome>) {
+        lost: Option<&Staged>,
+    ) -> (Result<Admission<Staged>>, mpsc::Receiver<Outcome<Staged>>) {
         let (sender, receiver) = mpsc::channel();
         let (waiting, answered) = (self.waiting.clone(), self.answered.clone());
         let admission = self.manifest.admit(&checksum(key), retention, lost, || {
@@ -116,33 +139,28 @@ impl World {
     }
 
     /// Puts a file in place.
-    fn copy(&self, key: &str) -> Arc<StagedFile> {
+    fn copy(&self, key: &str) -> Staged {
         let number = self.copies.fetch_add(1, Ordering::SeqCst) as u64;
-        let path = Path::new("staged").join(key);
-        self.disk.lock().unwrap().insert(path.clone(), number);
-        Arc::new(StagedFile {
+        self.disk.lock().unwrap().insert(checksum(key), number);
+        Staged {
             checksum: checksum(key),
-            name: b"name".as_slice().into(),
-            path: path.into(),
-            size: number,
-            file_id: None,
-            place: Place::FileModule,
-        })
+            number,
+        }
     }
 
-    /// Removes what is at a file's path, whatever it is: a removal that comes too late takes the
+    /// Removes what is staged under a file's checksum, whatever it is: a removal that comes too late takes the
     /// file of somebody else.
-    fn remove(&self, file: &StagedFile) {
-        self.disk.lock().unwrap().remove(&*file.path);
+    fn remove(&self, file: &Staged) {
+        self.disk.lock().unwrap().remove(&file.checksum);
     }
 
-    fn is_there(&self, file: &StagedFile) -> bool {
-        self.disk.lock().unwrap().get(&*file.path) == Some(&file.size)
+    fn is_there(&self, file: &Staged) -> bool {
+        self.disk.lock().unwrap().get(&file.checksum) == Some(&file.number)
     }
 
     /// Stages a key as a registry does it.
     fn stage(&self, key: &str, retention: Retention, copying: Copying) -> Told {
-        let mut lost: Option<Arc<StagedFile>> = None;
+        let mut lost: Option<Staged> = None;
         loop {
             let (admission, answer) = self.admit(key, retention, lost.as_ref());
             match admission {
@@ -198,7 +216,7 @@ impl World {
         }
     }
 
-    fn sweep(&self) -> Report {
+    fn sweep(&self) -> Removed<Staged> {
         sweeper::sweep(&self.manifest, NOW, |file| {
             self.remove(file);
             Ok(())
@@ -218,7 +236,7 @@ impl World {
         self.reset();
     }
 
-    fn listed(&self) -> Vec<Arc<StagedFile>> {
+    fn listed(&self) -> Vec<Staged> {
         self.manifest
             .list()
             .iter()
@@ -233,14 +251,18 @@ impl World {
         let disk = self.disk.lock().unwrap();
         assert_eq!(listed.len(), disk.len(), "a file that nobody has on a list");
         for file in &listed {
-            assert_eq!(disk.get(&*file.path), Some(&file.size), "listed, and gone");
+            assert_eq!(
+                disk.get(&file.checksum),
+                Some(&file.number),
+                "listed, and gone"
+            );
         }
         let totals = self.manifest.metrics().totals;
         assert_eq!(
             totals,
             Totals {
                 expirable_count: listed.len() as u64,
-                expirable_bytes: listed.iter().map(|file| u128::from(file.size)).sum(),
+                expirable_bytes: listed.iter().map(|file| u128::from(file.number)).sum(),
                 ..Totals::default()
             }
         );
@@ -251,7 +273,7 @@ impl World {
         );
         // No ticket is out any more: all that is listed can be claimed.
         drop(disk);
-        let claimed = self.manifest.claim_files(&listed);
+        let claimed = self.manifest.claim_files(&listed, || None);
         assert_eq!(claimed.len(), listed.len(), "a ticket was never given back");
     }
 }
@@ -441,7 +463,7 @@ fn a_panic_during_a_removal_gives_its_ticket_back() {
         at_once!(world:
             {
                 // The sweep is stopped where a panic would stop it: its ticket is dropped.
-                let mut cursor = Some(codex_files::manifest::ExpiryCursor::start());
+                let mut cursor = Some(ExpiryCursor::start());
                 let removals = world.manifest.claim_expired(NOW, &mut cursor, usize::MAX);
                 thread::yield_now();
                 drop(removals);

@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use codex_files::attachment::Checksum;
+use codex_files::attachment::{Outcome, Waiter};
+use codex_files::checksum::{self, Checksum};
 use codex_files::disk;
 use codex_files::error::Error;
-use codex_files::manifest::{Admission, Manifest, Outcome, Waiter};
+use codex_files::manifest::{Admission, Manifest};
 use codex_files::registry::{Miss, Observer, Options, Registry};
 use codex_files::sweeper::{Command, Reply, Report};
 use common::*;
@@ -334,7 +335,7 @@ fn p15_large_copies_of_what_somebody_else_is_at_keep_no_copier() {
     let content = vec![7; disk::INLINE_LIMIT + 1];
     let first = lab.source("large", &content);
     let (digest, _) = disk::digest_of_file(&first).unwrap();
-    let key: Checksum = disk::hex(&digest).into_bytes().into();
+    let key: Checksum = checksum::hex(&digest).into_bytes().into();
     let nobody = || Waiter::new(drop);
     let admission = lab.registry.manifest().admit(&key, KEPT, None, nobody);
     let Ok(Admission::Lead(staging)) = admission else {

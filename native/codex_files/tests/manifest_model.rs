@@ -7,16 +7,18 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use codex_files::attachment::{Attachment, Checksum, Now, Retention, StagedFile, Ttl};
+use codex_files::checksum::Checksum;
 use codex_files::error::Error;
+use codex_files::manifest::attachment::{Attachment, File};
+use codex_files::manifest::waiting::{Origin, Outcome, Waiter};
 use codex_files::manifest::{
-    Admission, ExpiryCursor, Manifest, Metrics, Origin, Outcome, Removal, Staging, Totals, Waiter,
+    Admission, ExpiryCursor, Later, Manifest, Metrics, Removal, Staging, Totals,
 };
-use codex_files::staging_area::Place;
+use codex_files::retention::{Retention, Ttl};
 use codex_files::sweeper;
+use codex_files::time::Now;
 use proptest::prelude::*;
 
 /// Few keys, so that operations meet.
@@ -80,8 +82,10 @@ enum Op {
     RemoveAll {
         failing: u8,
     },
-    /// The tickets of a whole reset.
-    ClaimAll,
+    /// The tickets of a whole reset. Where somebody is at work it waits for that, or does not.
+    ClaimAll {
+        wait: bool,
+    },
     Lookup {
         key: u8,
     },
@@ -131,7 +135,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => pick().prop_map(|pick| Op::DropRemoval { pick }),
         4 => any::<u8>().prop_map(|failing| Op::Sweep { failing: failing & (failing >> 4) }),
         1 => any::<u8>().prop_map(|failing| Op::RemoveAll { failing: failing & (failing >> 4) }),
-        1 => Just(Op::ClaimAll),
+        3 => any::<bool>().prop_map(|wait| Op::ClaimAll { wait }),
         2 => key().prop_map(|key| Op::Lookup { key }),
         10 => (0_u64..4, 0_u64..3, prop_oneof![4 => Just(0_i64), 1 => -5_000_i64..5_000]).prop_map(
             |(milliseconds, nanoseconds, wall_step_ms)| Op::Time {
@@ -143,6 +147,28 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// A file that is nothing but its number.
+#[derive(Clone, Debug)]
+struct Staged {
+    number: usize,
+    checksum: Checksum,
+    size: u64,
+}
+
+impl File for Staged {
+    fn key(&self) -> &Checksum {
+        &self.checksum
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
 /// What a caller is told, in a form that can be compared.
 #[derive(Clone, Debug, PartialEq)]
 enum Answer {
@@ -151,8 +177,8 @@ enum Answer {
     Retry,
 }
 
-impl From<Outcome> for Answer {
-    fn from(outcome: Outcome) -> Self {
+impl From<Outcome<Staged>> for Answer {
+    fn from(outcome: Outcome<Staged>) -> Self {
         match outcome {
             Outcome::Staged { attachment, origin } => {
                 Self::Staged(Snapshot::of(&attachment), origin)
@@ -172,24 +198,20 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    fn of(attachment: &Attachment) -> Self {
+    fn of(attachment: &Attachment<Staged>) -> Self {
         Self {
-            file: identity(&attachment.file),
+            file: attachment.file.number,
             retention: attachment.retention,
             inserted_at_ms: attachment.inserted_at_ms,
         }
     }
 }
 
-fn identity(file: &Arc<StagedFile>) -> usize {
-    Arc::as_ptr(file).addr()
-}
-
 // ---- the model -----------------------------------------------------------------------------
 
 #[derive(Clone)]
 struct Entry {
-    file: Arc<StagedFile>,
+    file: Staged,
     retention: Retention,
     inserted: Now,
 }
@@ -228,7 +250,7 @@ impl Entry {
 
     fn snapshot(&self) -> Snapshot {
         Snapshot {
-            file: identity(&self.file),
+            file: self.file.number,
             retention: self.retention,
             inserted_at_ms: self.inserted.wall_ms,
         }
@@ -253,7 +275,18 @@ fn merged(old: Retention, new: Retention) -> Retention {
 }
 
 /// Who waits: the number of the caller, and what it asked for.
-type Waiting = (usize, Retention);
+#[derive(Clone, Debug)]
+enum Waiting {
+    Staging(usize, Retention),
+    Removal(usize),
+}
+
+/// What those hear who wait for a ticket.
+enum End<'a> {
+    /// The file is in place.
+    Known(&'a Staged, Now),
+    Tell(Answer),
+}
 
 #[derive(Default)]
 struct Model {
@@ -262,6 +295,8 @@ struct Model {
     stopped: bool,
     /// What callers who wait must have been told since the last look.
     answers: Vec<(usize, Answer)>,
+    /// What those who wait to remove something must have been given: the entry, or nothing.
+    granted: Vec<(usize, Option<Snapshot>)>,
 }
 
 impl Model {
@@ -273,26 +308,60 @@ impl Model {
         self.tickets.iter().any(|(of, _)| *of == key)
     }
 
-    fn take_ticket(&mut self, key: u8) -> Vec<Waiting> {
-        match self.tickets.iter().position(|(of, _)| *of == key) {
-            Some(index) => self.tickets.remove(index).1,
-            None => Vec::new(),
+    /// The ticket of a key comes back. The first who waits to remove the entry that is there has it
+    /// next, and those who came later wait for that one.
+    fn end_ticket(&mut self, key: u8, end: &End<'_>) {
+        let Some(index) = self.tickets.iter().position(|(of, _)| *of == key) else {
+            return;
+        };
+        let mut waiting = self.tickets.remove(index).1;
+        let removal = waiting
+            .iter()
+            .position(|waits| matches!(waits, Waiting::Removal(_)));
+        let mut next = None;
+        if let Some(at) = removal
+            && self.entry(key).is_some()
+        {
+            let later = waiting.split_off(at + 1);
+            next = waiting.pop();
+            self.tickets.push((key, later));
+        }
+        for waits in waiting {
+            match (waits, end) {
+                (Waiting::Staging(who, retention), End::Known(file, now)) => {
+                    let answer = match self.refresh(file, retention, *now) {
+                        Some(snapshot) => Answer::Staged(snapshot, Origin::Known),
+                        None => Answer::Retry,
+                    };
+                    self.answers.push((who, answer));
+                }
+                (Waiting::Staging(who, _), End::Tell(answer)) => {
+                    self.answers.push((who, answer.clone()));
+                }
+                (Waiting::Removal(who), _) => self.granted.push((who, None)),
+            }
+        }
+        if let Some(Waiting::Removal(who)) = next {
+            let entry = self.entry(key).map(|entry| entry.snapshot());
+            self.granted.push((who, entry));
         }
     }
 
-    fn answer_all(&mut self, waiting: Vec<Waiting>, answer: &Answer) {
-        self.answers
-            .extend(waiting.into_iter().map(|(who, _)| (who, answer.clone())));
+    fn stop(&mut self, answer: &Answer) {
+        self.stopped = true;
+        for (_, waiting) in std::mem::take(&mut self.tickets) {
+            for waits in waiting {
+                match waits {
+                    Waiting::Staging(who, _) => self.answers.push((who, answer.clone())),
+                    Waiting::Removal(who) => self.granted.push((who, None)),
+                }
+            }
+        }
     }
 
-    fn refresh(
-        &mut self,
-        file: &Arc<StagedFile>,
-        retention: Retention,
-        now: Now,
-    ) -> Option<Snapshot> {
+    fn refresh(&mut self, file: &Staged, retention: Retention, now: Now) -> Option<Snapshot> {
         let entry = self.entry(key_of(&file.checksum))?;
-        if !Arc::ptr_eq(&entry.file, file) {
+        if !entry.file.same(file) {
             return None;
         }
         entry.retention = merged(entry.retention, retention);
@@ -300,12 +369,7 @@ impl Model {
         Some(entry.snapshot())
     }
 
-    fn commit(
-        &mut self,
-        file: &Arc<StagedFile>,
-        retention: Retention,
-        now: Now,
-    ) -> Option<Snapshot> {
+    fn commit(&mut self, file: &Staged, retention: Retention, now: Now) -> Option<Snapshot> {
         let key = key_of(&file.checksum);
         if self.stopped {
             return None;
@@ -322,25 +386,17 @@ impl Model {
         };
         let snapshot = entry.snapshot();
         self.entries.push(entry);
-        for (who, retention) in self.take_ticket(key) {
-            let answer = match self.refresh(file, retention, now) {
-                Some(snapshot) => Answer::Staged(snapshot, Origin::Known),
-                None => Answer::Retry,
-            };
-            self.answers.push((who, answer));
-        }
+        self.end_ticket(key, &End::Known(file, now));
         Some(snapshot)
     }
 
-    fn removed(&mut self, file: &Arc<StagedFile>) {
-        self.entries.retain(|entry| !Arc::ptr_eq(&entry.file, file));
-        let waiting = self.take_ticket(key_of(&file.checksum));
-        self.answer_all(waiting, &Answer::Retry);
+    fn removed(&mut self, file: &Staged) {
+        self.entries.retain(|entry| !entry.file.same(file));
+        self.end_ticket(key_of(&file.checksum), &End::Tell(Answer::Retry));
     }
 
     fn given_back(&mut self, key: u8, answer: &Answer) {
-        let waiting = self.take_ticket(key);
-        self.answer_all(waiting, answer);
+        self.end_ticket(key, &End::Tell(answer.clone()));
     }
 
     /// What a sweep may claim, the first to expire first.
@@ -425,23 +481,25 @@ struct Sweep {
 }
 
 struct Run {
-    manifest: Arc<Manifest>,
+    manifest: Manifest<Staged>,
     model: Model,
     now: Now,
     /// Every instant is used once, so that no two attachments expire at the same one, and the
     /// order in which they are claimed is defined.
     distinct_times: bool,
     told: Arc<Mutex<Vec<(usize, Answer)>>>,
+    given: Arc<Mutex<Vec<(usize, Option<Removal<Staged>>)>>>,
     callers: usize,
+    files: usize,
     waits: BTreeMap<usize, (u8, Retention)>,
-    stagings: Vec<(Staging, Retention)>,
-    removals: Vec<Removal>,
+    stagings: Vec<(Staging<Staged>, Retention)>,
+    removals: Vec<Removal<Staged>>,
     sweeps: Vec<Sweep>,
     /// Callers that were told of a known file.
-    knowing: Vec<(Arc<StagedFile>, Retention)>,
+    knowing: Vec<(Staged, Retention)>,
     asking_again: Vec<(u8, Retention)>,
     /// Files that were known once.
-    stale: Vec<Arc<StagedFile>>,
+    stale: Vec<Staged>,
 }
 
 impl Run {
@@ -455,7 +513,9 @@ impl Run {
             },
             distinct_times,
             told: Arc::default(),
+            given: Arc::default(),
             callers: 0,
+            files: 0,
             waits: BTreeMap::new(),
             stagings: Vec::new(),
             removals: Vec::new(),
@@ -537,19 +597,15 @@ impl Run {
             }
             Op::Sweep { failing } => self.sweep(failing),
             Op::RemoveAll { failing } => self.remove_all(failing),
-            Op::ClaimAll => {
-                let claimed = sweeper::claim_all(&self.manifest);
-                let free: Vec<_> = self.model.entries.clone();
-                self.enter_claims(claimed, free, Order::Any);
-            }
+            Op::ClaimAll { wait } => self.claim_all(wait),
             Op::Lookup { key } => {
                 let expected = if self.model.has_ticket(key) {
                     None
                 } else {
-                    self.model.entry(key).map(|entry| identity(&entry.file))
+                    self.model.entry(key).map(|entry| entry.file.number)
                 };
                 let found = self.manifest.lookup(&checksum(key));
-                assert_eq!(found.as_ref().map(identity), expected);
+                assert_eq!(found.as_ref().map(|file| file.number), expected);
             }
             Op::Time {
                 nanoseconds,
@@ -560,11 +616,7 @@ impl Run {
             }
             Op::Stop => {
                 self.manifest.stop();
-                self.model.stopped = true;
-                let stopped = Answer::Failed(Error::Stopped.to_string());
-                for (_, waiting) in std::mem::take(&mut self.model.tickets) {
-                    self.model.answer_all(waiting, &stopped);
-                }
+                self.model.stop(&Answer::Failed(Error::Stopped.to_string()));
             }
         }
         if self.distinct_times {
@@ -573,13 +625,7 @@ impl Run {
         self.check();
     }
 
-    fn stage(
-        &mut self,
-        key: u8,
-        retention: Retention,
-        lost: Option<Arc<StagedFile>>,
-        follow_up: bool,
-    ) {
+    fn stage(&mut self, key: u8, retention: Retention, lost: Option<Staged>, follow_up: bool) {
         let who = self.callers;
         self.callers += 1;
         let told = self.told.clone();
@@ -598,15 +644,15 @@ impl Run {
                 ticket
                     .expect("there is something to wait for")
                     .1
-                    .push((who, retention));
+                    .push(Waiting::Staging(who, retention));
                 self.waits.insert(who, (key, retention));
             }
             Ok(Admission::Known(file)) => {
                 assert!(!self.model.stopped && !self.model.has_ticket(key));
                 let entry = self.model.entry(key).expect("it is known");
-                assert!(Arc::ptr_eq(&entry.file, &file));
+                assert!(entry.file.same(&file));
                 assert!(
-                    !lost.is_some_and(|lost| Arc::ptr_eq(&lost, &file)),
+                    !lost.is_some_and(|lost| lost.same(&file)),
                     "a lost file is not known"
                 );
                 if follow_up {
@@ -619,7 +665,7 @@ impl Run {
                 assert!(!self.model.stopped && !self.model.has_ticket(key));
                 if let Some(entry) = self.model.entry(key) {
                     assert!(
-                        lost.is_some_and(|lost| Arc::ptr_eq(&lost, &entry.file)),
+                        lost.is_some_and(|lost| lost.same(&entry.file)),
                         "only a key that is new, or whose file is lost, is copied"
                     );
                 }
@@ -629,7 +675,7 @@ impl Run {
         }
     }
 
-    fn refresh(&mut self, file: &Arc<StagedFile>, retention: Retention) {
+    fn refresh(&mut self, file: &Staged, retention: Retention) {
         let key = key_of(&file.checksum);
         let expected = if self.model.stopped || self.model.has_ticket(key) {
             None
@@ -644,14 +690,12 @@ impl Run {
         let Some((staging, retention)) = take(&mut self.stagings, pick) else {
             return;
         };
-        let file = Arc::new(StagedFile {
+        self.files += 1;
+        let file = Staged {
+            number: self.files,
             checksum: staging.checksum().clone(),
-            name: b"name".as_slice().into(),
-            path: Path::new("path").into(),
             size,
-            file_id: None,
-            place: Place::FileModule,
-        });
+        };
         let replaced = self
             .model
             .entry(key_of(&file.checksum))
@@ -665,6 +709,31 @@ impl Run {
             (Err(Error::Stopped), None) => {}
             (got, expected) => panic!("got {got:?}, expected {expected:?}"),
         }
+    }
+
+    fn claim_all(&mut self, wait: bool) {
+        let entries: Vec<_> = self.model.entries.clone();
+        let files: Vec<_> = entries.iter().map(|entry| entry.file.clone()).collect();
+        let first = self.callers;
+        let claimed = self.manifest.claim_files(&files, || {
+            let who = self.callers;
+            self.callers += 1;
+            let given = self.given.clone();
+            let later: Later<Staged> =
+                Box::new(move |removal| given.lock().unwrap().push((who, removal)));
+            wait.then_some(later)
+        });
+        let busy = entries
+            .iter()
+            .map(Entry::key)
+            .filter(|key| self.model.has_ticket(*key));
+        for (who, key) in (first..).zip(busy.collect::<Vec<_>>()) {
+            let ticket = self.model.tickets.iter_mut().find(|(of, _)| *of == key);
+            if wait {
+                ticket.expect("it is busy").1.push(Waiting::Removal(who));
+            }
+        }
+        self.enter_claims(claimed, entries, Order::Any);
     }
 
     fn claim(&mut self, pick: usize, limit: usize) {
@@ -721,7 +790,7 @@ impl Run {
     }
 
     /// Those that nobody is working on must have been claimed.
-    fn enter_claims(&mut self, claimed: Vec<Removal>, wanted: Vec<Entry>, order: Order) {
+    fn enter_claims(&mut self, claimed: Vec<Removal<Staged>>, wanted: Vec<Entry>, order: Order) {
         let wanted: Vec<_> = wanted
             .into_iter()
             .filter(|entry| !self.model.has_ticket(entry.key()))
@@ -756,11 +825,12 @@ impl Run {
             remove(file, failing)
         });
         let (failed, cleaned) = self.settle(due, failing);
-        let files = |attachments: &mut dyn Iterator<Item = &Attachment>| -> BTreeSet<usize> {
-            attachments
-                .map(|attachment| identity(&attachment.file))
-                .collect()
-        };
+        let files =
+            |attachments: &mut dyn Iterator<Item = &Attachment<Staged>>| -> BTreeSet<usize> {
+                attachments
+                    .map(|attachment| attachment.file.number)
+                    .collect()
+            };
         assert_eq!(files(&mut report.cleaned.iter()), cleaned);
         assert_eq!(report.cleaned.len(), cleaned.len(), "each is reported once");
         assert_eq!(
@@ -788,7 +858,7 @@ impl Run {
             self.stale.push(entry.file.clone());
         }
         let identities =
-            |entries: Vec<Entry>| entries.iter().map(|entry| identity(&entry.file)).collect();
+            |entries: Vec<Entry>| entries.iter().map(|entry| entry.file.number).collect();
         (identities(failed), identities(cleaned))
     }
 
@@ -831,6 +901,20 @@ impl Run {
             }
         }
         self.waits = waits;
+        let mut given = std::mem::take(&mut *self.given.lock().unwrap());
+        given.sort_by_key(|(who, _)| *who);
+        let mut expected = std::mem::take(&mut self.model.granted);
+        expected.sort_by_key(|(who, _)| *who);
+        let removals: Vec<_> = given
+            .iter()
+            .map(|(who, removal)| {
+                let attachment = removal.as_ref().map(Removal::attachment);
+                (*who, attachment.map(Snapshot::of))
+            })
+            .collect();
+        assert_eq!(removals, expected);
+        self.removals
+            .extend(given.into_iter().filter_map(|(_, removal)| removal));
     }
 
     /// Nobody is left waiting when all tickets have come back.
@@ -839,10 +923,13 @@ impl Run {
             self.model
                 .given_back(key_of(staging.checksum()), &Answer::Retry);
         }
-        for removal in std::mem::take(&mut self.removals) {
+        self.check();
+        // What waits to be removed gets its ticket only now.
+        while let Some(removal) = self.removals.pop() {
             let key = key_of(&removal.attachment().file.checksum);
             self.model.given_back(key, &Answer::Retry);
             drop(removal);
+            self.check();
         }
         self.check();
         assert!(self.waits.is_empty(), "left waiting: {:?}", self.waits);
@@ -861,11 +948,11 @@ enum Order {
     Any,
 }
 
-fn fails(file: &StagedFile, failing: u8) -> bool {
+fn fails(file: &Staged, failing: u8) -> bool {
     failing & (1 << key_of(&file.checksum)) != 0
 }
 
-fn remove(file: &StagedFile, failing: u8) -> codex_files::error::Result<()> {
+fn remove(file: &Staged, failing: u8) -> codex_files::error::Result<()> {
     if fails(file, failing) {
         Err(Error::InvalidName(
             b"of a file that stays".as_slice().into(),

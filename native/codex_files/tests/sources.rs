@@ -14,9 +14,9 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 use std::sync::mpsc;
 
+use codex_files::attachment::Outcome;
 use codex_files::disk::INLINE_LIMIT;
 use codex_files::error::{Error, FileType};
-use codex_files::manifest::Outcome;
 use codex_files::registry::{check_name, default_name};
 use common::*;
 use nix::errno::Errno;

@@ -15,11 +15,12 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
 
-use codex_files::attachment::{Attachment, Retention, Ttl};
+use codex_files::attachment::{Attachment, Outcome};
 use codex_files::disk;
 use codex_files::error::{Error, Insecurity};
-use codex_files::manifest::{Origin, Outcome};
+use codex_files::manifest::waiting::Origin;
 use codex_files::registry::{FileRequest, Miss, Registry};
+use codex_files::retention::{Retention, Ttl};
 use codex_files::staging_area::StagingDir;
 use common::*;
 use nix::errno::Errno;
@@ -1124,7 +1125,7 @@ fn concurrent_stagings_of_one_content_copy_it_once() {
                     scope.spawn(|| match lab.stage_file(&source) {
                         Outcome::Staged { attachment, origin } => {
                             assert_whole(&attachment);
-                            usize::from(origin == codex_files::manifest::Origin::Copied)
+                            usize::from(origin == Origin::Copied)
                         }
                         other => panic!("{other:?}"),
                     })

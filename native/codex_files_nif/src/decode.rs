@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use codex_files::attachment::{Retention, Ttl};
 use codex_files::registry::{FileRequest, StageRequest, check_name, default_name};
+use codex_files::retention::{Retention, Ttl};
 use codex_files::staging_area::StagingDir;
 use rustler::{Atom, Binary, Encoder, Term};
 

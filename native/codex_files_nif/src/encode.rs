@@ -5,9 +5,11 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 
-use codex_files::attachment::{Attachment, Ttl};
+use codex_files::attachment::{Attachment, Outcome};
 use codex_files::error::{Error, Failures, FileType, Insecurity};
-use codex_files::manifest::{Metrics, Origin, Outcome};
+use codex_files::manifest::Metrics;
+use codex_files::manifest::waiting::Origin;
+use codex_files::retention::Ttl;
 use codex_files::sweeper::Report;
 use once_cell::sync::OnceCell;
 use rustler::sys::enif_make_map_from_arrays;

@@ -14,10 +14,11 @@ mod tickets;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use codex_files::attachment::Attachment;
-use codex_files::disk;
+use codex_files::attachment::{Attachment, Outcome, Removal, Staging};
+use codex_files::checksum;
 use codex_files::error::{Error, Failures, Result};
-use codex_files::manifest::{Admission, Origin, Outcome, Removal, Staging};
+use codex_files::manifest::Admission;
+use codex_files::manifest::waiting::Origin;
 use codex_files::panics;
 use codex_files::registry::{FileModuleAdmission, Miss, Registry, StageRequest};
 use codex_files::staging_area::StagingDir;
@@ -380,7 +381,7 @@ fn describe<'a>(
             to.reply(move |env| match result {
                 Ok((digest, size)) => {
                     let name = encode::binary(env, &name);
-                    (atoms::ok(), (disk::hex(&digest), name, size)).encode(env)
+                    (atoms::ok(), (checksum::hex(&digest), name, size)).encode(env)
                 }
                 Err(failed) => encode::error(env, encode::reason(env, &failed)),
             });

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use codex_files::manifest::Waiter;
+use codex_files::attachment::Waiter;
 use codex_files::panics;
 use crossbeam_channel::Sender;
 use once_cell::sync::OnceCell;

@@ -1,7 +1,7 @@
 //! Tickets in the hands of Elixir processes, which do the disk work through a file module. A ticket
 //! whose process dies is given back when the VM collects it.
 
-use codex_files::manifest::{Removal, Staging};
+use codex_files::attachment::{Removal, Staging};
 use codex_files::registry::StageRequest;
 use parking_lot::Mutex;
 use rustler::Resource;

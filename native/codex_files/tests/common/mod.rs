@@ -12,11 +12,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use codex_files::attachment::{Attachment, Checksum, Retention, Ttl};
+use codex_files::attachment::{Attachment, Outcome, Waiter};
+use codex_files::checksum::Checksum;
 use codex_files::disk;
 use codex_files::error::Failures;
-use codex_files::manifest::{Origin, Outcome, Totals, Waiter};
+use codex_files::manifest::Totals;
+use codex_files::manifest::waiting::Origin;
 use codex_files::registry::{FileRequest, Observer, Options, Registry, StageRequest};
+use codex_files::retention::{Retention, Ttl};
 use codex_files::staging_area::StagingDir;
 use codex_files::sweeper::{Command, Reply, Report};
 

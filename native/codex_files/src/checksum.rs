@@ -1,0 +1,64 @@
+//! Checksums: what the manifest knows a content by.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+/// A manifest key: the checksum, any bytes the caller chose.
+pub type Checksum = Arc<[u8]>;
+
+/// A SHA-256 digest.
+pub type Sha256Digest = [u8; 32];
+
+/// The digest of a content in memory.
+pub(crate) fn digest(content: &[u8]) -> Sha256Digest {
+    Sha256::digest(content).into()
+}
+
+/// A digest in lower-case hexadecimal.
+#[must_use]
+pub fn hex(digest: &Sha256Digest) -> String {
+    digits(digest).map(char::from).iter().collect()
+}
+
+/// The manifest key of a content: its digest in lower-case hexadecimal.
+pub(crate) fn key(digest: &Sha256Digest) -> Checksum {
+    digits(digest).into()
+}
+
+fn digits(digest: &Sha256Digest) -> [u8; 64] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    std::array::from_fn(|index| {
+        let byte = digest[index / 2];
+        let half = if index % 2 == 0 { byte >> 4 } else { byte & 15 };
+        DIGITS[usize::from(half)]
+    })
+}
+
+/// Whether a manifest key has the form of a digest, and so is a claim about the content.
+pub(crate) fn is_digest(checksum: &[u8]) -> bool {
+    checksum.len() == 64
+        && checksum
+            .iter()
+            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_a_claim_about_the_content_only_in_the_very_form_of_a_digest() {
+        let digest = hex(&digest(b""));
+        assert_eq!(
+            digest,
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+        assert!(is_digest(digest.as_bytes()));
+        assert!(!is_digest(digest.to_uppercase().as_bytes()));
+        assert!(!is_digest(&digest.as_bytes()[1..]));
+        assert!(!is_digest(format!("{digest}0").as_bytes()));
+        assert!(!is_digest(digest.replace('e', "g").as_bytes()));
+        assert!(!is_digest(b""));
+    }
+}

@@ -1,0 +1,315 @@
+//! The entries of the manifest, and what must always hold of them.
+
+use std::collections::BTreeSet;
+use std::ops::{Bound, DerefMut};
+
+use foldhash::HashMap;
+use imbl::Vector;
+
+use super::attachment::{Attachment, File};
+use super::waiting::{Outcome, UnderWay, Waiter};
+use crate::checksum::Checksum;
+use crate::panics;
+use crate::retention::{Retention, Ttl};
+use crate::sync::Mutex;
+use crate::time::{Deadline, Now};
+
+/// What the manifest counts, kept up to date with every change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Attachments whose `persist` is true.
+    pub persistent_count: u64,
+    /// Their bytes. Sizes may be claims of callers: 128 bits hold any sum of them.
+    pub persistent_bytes: u128,
+    /// Attachments whose `persist` is false, even if their TTL is infinite.
+    pub expirable_count: u64,
+    /// Their bytes.
+    pub expirable_bytes: u128,
+}
+
+impl Totals {
+    fn add<F: File>(&mut self, attachment: &Attachment<F>) {
+        let size = u128::from(attachment.file.size());
+        if attachment.retention.persist {
+            self.persistent_count += 1;
+            self.persistent_bytes += size;
+        } else {
+            self.expirable_count += 1;
+            self.expirable_bytes += size;
+        }
+    }
+
+    fn subtract<F: File>(&mut self, attachment: &Attachment<F>) {
+        let size = u128::from(attachment.file.size());
+        if attachment.retention.persist {
+            self.persistent_count -= 1;
+            self.persistent_bytes -= size;
+        } else {
+            self.expirable_count -= 1;
+            self.expirable_bytes -= size;
+        }
+    }
+}
+
+/// [`Totals`], and what comes next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Metrics {
+    /// The counters.
+    pub totals: Totals,
+    /// When the first attachment expires, in milliseconds since the Unix epoch, UTC, on a wall
+    /// clock that has not been set since the attachment was staged.
+    pub next_expiry_at_ms: Option<i64>,
+}
+
+/// Where an entry is in [`State::entries`].
+type Slot = u32;
+
+/// What the index holds of an entry; see [`State::expiry`].
+pub(super) type Due = (Deadline, Slot);
+
+#[derive(Clone)]
+pub(super) struct Entry<F> {
+    pub(super) attachment: Attachment<F>,
+    deadline: Deadline,
+}
+
+/// Somebody who waits for the ticket of a checksum to come back.
+pub(super) enum Waits<F> {
+    /// To stage the same checksum.
+    Staging {
+        retention: Retention,
+        waiter: Waiter<F>,
+    },
+    /// To remove the entry that is being worked on. It is told of the entry as it is then, and has
+    /// the ticket for it; `None` if the entry has gone.
+    Removal(Box<dyn FnOnce(Option<Attachment<F>>) + Send>),
+}
+
+impl<F> Waits<F> {
+    /// Tells that the work has ended, and that this one has no ticket.
+    pub(super) fn tell(self, outcome: Outcome<F>) {
+        match self {
+            Self::Staging { waiter, .. } => waiter.answer(outcome),
+            Self::Removal(gone) => gone(None),
+        }
+    }
+}
+
+/// The memory of a manifest that has been emptied: [`State::entries`], `free` and `index`.
+pub(super) type Emptied<F> = (Vector<Option<Entry<F>>>, Vec<Slot>, HashMap<Checksum, Slot>);
+
+pub(super) struct State<F: File> {
+    /// The attachments. A persistent vector: `list` takes a snapshot in constant time and reads it
+    /// without the lock.
+    pub(super) entries: Vector<Option<Entry<F>>>,
+    /// The slots of `entries` that are `None`, each once.
+    free: Vec<Slot>,
+    /// The slot of each checksum: exactly the occupied slots.
+    index: HashMap<Checksum, Slot>,
+    /// The occupied slots whose deadline is not [`Deadline::NEVER`], by deadline.
+    expiry: BTreeSet<Due>,
+    /// The sums over all occupied slots.
+    totals: Totals,
+    /// The checksums for which a ticket is out, and who waits for it. An entry that is being
+    /// removed or replaced is still listed.
+    pub(super) tickets: UnderWay<Checksum, Waits<F>>,
+    /// Set once, at the end: no ticket is given or taken any more.
+    pub(super) stopped: bool,
+}
+
+impl<F: File> Default for State<F> {
+    fn default() -> Self {
+        Self {
+            entries: Vector::new(),
+            free: Vec::new(),
+            index: HashMap::default(),
+            expiry: BTreeSet::new(),
+            totals: Totals::default(),
+            tickets: UnderWay::default(),
+            stopped: false,
+        }
+    }
+}
+
+impl<F: File> State<F> {
+    fn entry(&self, key: &[u8]) -> Option<(Slot, &Entry<F>)> {
+        let slot = *self.index.get(key)?;
+        let entry = self.entries.get(slot as usize)?.as_ref()?;
+        Some((slot, entry))
+    }
+
+    /// The attachment of a checksum.
+    pub(super) fn attachment(&self, key: &[u8]) -> Option<&Attachment<F>> {
+        Some(&self.entry(key)?.1.attachment)
+    }
+
+    /// The entry of `file`, if that is still the one of its checksum.
+    fn entry_of(&self, file: &F) -> Option<(Slot, Entry<F>)> {
+        let (slot, entry) = self.entry(file.key())?;
+        entry
+            .attachment
+            .file
+            .same(file)
+            .then(|| (slot, entry.clone()))
+    }
+
+    /// Enters `file`. An entry of its checksum that is there has lost its file: what its callers
+    /// were promised still holds.
+    pub(super) fn enter(&mut self, file: &F, retention: Retention, now: Now) -> Attachment<F> {
+        let lost = self
+            .entry(file.key())
+            .map(|(slot, entry)| (slot, entry.clone()));
+        let retention = match &lost {
+            Some((_, entry)) => entry.attachment.retention.merge(retention),
+            None => retention,
+        };
+        let attachment = Attachment {
+            file: file.clone(),
+            retention,
+            inserted_at_ms: now.wall_ms,
+        };
+        let deadline = retention.deadline(now);
+        match lost {
+            Some((slot, entry)) => self.replace(slot, &entry, attachment.clone(), deadline),
+            None => self.insert(attachment.clone(), deadline),
+        }
+        attachment
+    }
+
+    /// Stages a known file again; `None` if it is not there any more.
+    pub(super) fn refresh(&mut self, file: &F, new: Retention, now: Now) -> Option<Attachment<F>> {
+        let (slot, entry) = self.entry_of(file)?;
+        let retention = entry.attachment.retention.merge(new);
+        let attachment = Attachment {
+            file: file.clone(),
+            retention,
+            inserted_at_ms: now.wall_ms,
+        };
+        self.replace(slot, &entry, attachment.clone(), retention.deadline(now));
+        Some(attachment)
+    }
+
+    /// Takes `file`'s entry out, if it is still the one that is there. With the last one goes the
+    /// memory for all: that takes as long as there have ever been entries, and is the caller's to do
+    /// without the lock.
+    pub(super) fn take(&mut self, file: &F) -> Option<Emptied<F>> {
+        let (slot, entry) = self.entry_of(file)?;
+        self.uncount(slot, &entry);
+        self.index.remove(file.key());
+        self.entries.set(slot as usize, None);
+        self.free.push(slot);
+        self.index.is_empty().then(|| {
+            let entries = std::mem::take(&mut self.entries);
+            let free = std::mem::take(&mut self.free);
+            let index = std::mem::take(&mut self.index);
+            (entries, free, index)
+        })
+    }
+
+    fn insert(&mut self, attachment: Attachment<F>, deadline: Deadline) {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.entries.push_back(None);
+            Slot::try_from(self.entries.len() - 1).expect("memory ends before 2^32 entries")
+        });
+        self.index.insert(attachment.file.key().clone(), slot);
+        self.fill(slot, attachment, deadline);
+    }
+
+    fn replace(
+        &mut self,
+        slot: Slot,
+        old: &Entry<F>,
+        attachment: Attachment<F>,
+        deadline: Deadline,
+    ) {
+        self.uncount(slot, old);
+        self.fill(slot, attachment, deadline);
+    }
+
+    /// Fills a slot that counts for nothing and is in the index.
+    fn fill(&mut self, slot: Slot, attachment: Attachment<F>, deadline: Deadline) {
+        self.totals.add(&attachment);
+        if deadline != Deadline::NEVER {
+            self.expiry.insert((deadline, slot));
+        }
+        let entry = Entry {
+            attachment,
+            deadline,
+        };
+        self.entries.set(slot as usize, Some(entry));
+    }
+
+    fn uncount(&mut self, slot: Slot, entry: &Entry<F>) {
+        self.totals.subtract(&entry.attachment);
+        if entry.deadline != Deadline::NEVER {
+            self.expiry.remove(&(entry.deadline, slot));
+        }
+    }
+
+    /// Up to `limit` attachments that have expired `now`, the oldest deadline first, after `from`;
+    /// and where the last of them is.
+    pub(super) fn due(
+        &self,
+        from: Bound<Due>,
+        now: Now,
+        limit: usize,
+    ) -> (Vec<Attachment<F>>, Option<Due>) {
+        let until = Bound::Included((Deadline(now.monotonic_ns), Slot::MAX));
+        let due: Vec<Due> = self
+            .expiry
+            .range((from, until))
+            .take(limit)
+            .copied()
+            .collect();
+        let attachments = due
+            .iter()
+            .filter_map(|&(_, slot)| self.entries.get(slot as usize)?.as_ref())
+            .map(|entry| entry.attachment.clone())
+            .collect();
+        (attachments, due.last().copied())
+    }
+
+    pub(super) fn metrics(&self) -> Metrics {
+        let next = self
+            .expiry
+            .first()
+            .and_then(|&(_, slot)| self.entries.get(slot as usize)?.as_ref());
+        Metrics {
+            totals: self.totals,
+            next_expiry_at_ms: next.and_then(|entry| match entry.attachment.retention.ttl {
+                Ttl::Millis(ttl) => entry.attachment.inserted_at_ms.checked_add_unsigned(ttl),
+                Ttl::Infinity => None,
+            }),
+        }
+    }
+}
+
+/// The state behind its lock, as the manifest and all tickets share it.
+pub(super) struct Shared<F: File>(Mutex<State<F>>);
+
+impl<F: File> Default for Shared<F> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<F: File> Shared<F> {
+    /// `point` is where a test can make the holder of the lock panic.
+    pub(super) fn lock(&self, point: &str) -> impl DerefMut<Target = State<F>> {
+        let state = self.0.lock();
+        panics::point(point);
+        state
+    }
+
+    /// As [`Shared::lock`], where a panic would be one too many.
+    pub(super) fn lock_in_drop(&self) -> impl DerefMut<Target = State<F>> {
+        self.0.lock()
+    }
+
+    /// As [`Shared::lock`], unless somebody has the lock.
+    pub(super) fn try_lock(&self, point: &str) -> Option<impl DerefMut<Target = State<F>>> {
+        let state = self.0.try_lock()?;
+        panics::point(point);
+        Some(state)
+    }
+}

@@ -1,0 +1,216 @@
+//! The right to work on one checksum: committed, given up, or dropped.
+
+use std::sync::Arc;
+
+use super::attachment::{Attachment, File};
+use super::state::{Shared, State, Waits};
+use super::waiting::{Origin, Outcome};
+use crate::checksum::Checksum;
+use crate::error::{Error, Result};
+use crate::retention::Retention;
+use crate::time::Now;
+
+/// Dropped, it is given back and all who wait ask again.
+struct Ticket<F: File> {
+    state: Arc<Shared<F>>,
+    key: Checksum,
+    /// Not given back yet: the next ticket for this checksum is not ours to give back.
+    out: bool,
+}
+
+/// Those who waited for a ticket that has been given back. They are told without the lock.
+struct GivenBack<F: File> {
+    waiting: Vec<Waits<F>>,
+    /// The last of them has the ticket now, and this is the entry that it is to remove.
+    handed_on: Option<Attachment<F>>,
+}
+
+impl<F: File> Ticket<F> {
+    /// Gives the ticket back, or on to the first who waits to remove the entry that is there. Those
+    /// who came after that one go on waiting.
+    fn give_back(&mut self, state: &mut State<F>) -> GivenBack<F> {
+        if !std::mem::take(&mut self.out) {
+            return GivenBack {
+                waiting: Vec::new(),
+                handed_on: None,
+            };
+        }
+        let mut waiting = state.tickets.end(&*self.key);
+        let removal = waiting
+            .iter()
+            .position(|waits| matches!(waits, Waits::Removal(_)));
+        let handed_on = removal.and_then(|at| {
+            let entry = state.attachment(&self.key)?.clone();
+            let later = waiting.split_off(at + 1);
+            state.tickets.begin(self.key.clone(), later);
+            Some(entry)
+        });
+        GivenBack { waiting, handed_on }
+    }
+
+    /// Gives the ticket back after `change`, all at once, and tells those who wait. What `change`
+    /// leaves over is dropped without the lock.
+    fn end<T>(mut self, change: impl FnOnce(&mut State<F>) -> T, outcome: &Outcome<F>) {
+        let shared = self.state.clone();
+        let (_left_over, given_back) = {
+            let mut state = shared.lock("manifest-end");
+            (change(&mut state), self.give_back(&mut state))
+        };
+        given_back.tell(outcome);
+    }
+}
+
+impl<F: File> GivenBack<F> {
+    fn tell(mut self, outcome: &Outcome<F>) {
+        // Whoever has the ticket now comes first: were somebody else's answer to panic, the ticket would
+        // be out for ever.
+        if self.handed_on.is_some()
+            && let Some(Waits::Removal(remove)) = self.waiting.pop()
+        {
+            remove(self.handed_on);
+        }
+        for waits in self.waiting {
+            waits.tell(outcome.clone());
+        }
+    }
+}
+
+impl<F: File> Drop for Ticket<F> {
+    fn drop(&mut self) {
+        if !self.out {
+            return;
+        }
+        let shared = self.state.clone();
+        let given_back = self.give_back(&mut shared.lock_in_drop());
+        given_back.tell(&Outcome::Retry);
+    }
+}
+
+/// The ticket to put a checksum's file in place.
+#[must_use]
+pub struct Staging<F: File> {
+    ticket: Ticket<F>,
+    retention: Retention,
+    /// The file of the entry that is there, found missing or changed.
+    replaces: Option<F>,
+}
+
+impl<F: File> Staging<F> {
+    /// For a ticket that has been noted in the state.
+    pub(super) fn new(
+        state: Arc<Shared<F>>,
+        key: Checksum,
+        retention: Retention,
+        replaces: Option<F>,
+    ) -> Self {
+        let ticket = Ticket {
+            state,
+            key,
+            out: true,
+        };
+        Self {
+            ticket,
+            retention,
+            replaces,
+        }
+    }
+
+    /// The checksum admitted.
+    #[must_use]
+    pub fn checksum(&self) -> &Checksum {
+        &self.ticket.key
+    }
+
+    /// The file that was found missing or changed, if that is why this one is staged.
+    #[must_use]
+    pub fn replaces(&self) -> Option<&F> {
+        self.replaces.as_ref()
+    }
+
+    /// Enters `file`, which is in place, and answers those who wait as stagings of a known
+    /// checksum, in order of arrival.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`]: nobody keeps the file then, and it should be removed.
+    pub fn commit(mut self, file: &F, now: Now) -> Result<Attachment<F>> {
+        let shared = self.ticket.state.clone();
+        let (attachment, given_back, answers) = {
+            let mut state = shared.lock("manifest-commit");
+            if state.stopped {
+                self.ticket.out = false;
+                return Err(Error::Stopped);
+            }
+            let attachment = state.enter(file, self.retention, now);
+            let mut given_back = self.ticket.give_back(&mut state);
+            let (stagings, others) = std::mem::take(&mut given_back.waiting)
+                .into_iter()
+                .partition::<Vec<_>, _>(|waits| matches!(waits, Waits::Staging { .. }));
+            given_back.waiting = others;
+            let answers: Vec<_> = stagings
+                .into_iter()
+                .map(|waits| {
+                    let refreshed = match &waits {
+                        Waits::Staging { retention, .. } => state.refresh(file, *retention, now),
+                        Waits::Removal(_) => None,
+                    };
+                    (waits, refreshed)
+                })
+                .collect();
+            // Whoever removes it now is told of it as it has become.
+            if let Some(handed_on) = given_back.handed_on.as_mut()
+                && let Some(entry) = state.attachment(file.key())
+            {
+                handed_on.clone_from(entry);
+            }
+            (attachment, given_back, answers)
+        };
+        given_back.tell(&Outcome::Retry);
+        for (waits, refreshed) in answers {
+            waits.tell(match refreshed {
+                Some(attachment) => Outcome::Staged {
+                    attachment,
+                    origin: Origin::Known,
+                },
+                None => Outcome::Retry,
+            });
+        }
+        Ok(attachment)
+    }
+
+    /// Gives up: the error goes to all who wait.
+    pub fn fail(self, error: Error) {
+        self.ticket.end(|_| (), &Outcome::Failed(error));
+    }
+}
+
+/// The ticket to remove one attachment. Dropped, the attachment stays.
+#[must_use]
+pub struct Removal<F: File> {
+    ticket: Ticket<F>,
+    attachment: Attachment<F>,
+}
+
+impl<F: File> Removal<F> {
+    /// For a ticket that has been noted in the state.
+    pub(super) fn new(state: Arc<Shared<F>>, attachment: Attachment<F>) -> Self {
+        let ticket = Ticket {
+            state,
+            key: attachment.file.key().clone(),
+            out: true,
+        };
+        Self { ticket, attachment }
+    }
+
+    /// What is to be removed.
+    #[must_use]
+    pub fn attachment(&self) -> &Attachment<F> {
+        &self.attachment
+    }
+
+    /// Takes the entry out: its file is gone.
+    pub fn commit(self) -> Attachment<F> {
+        let Self { ticket, attachment } = self;
+        ticket.end(|state| state.take(&attachment.file), &Outcome::Retry);
+        attachment
+    }
+}
