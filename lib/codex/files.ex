@@ -20,9 +20,11 @@ defmodule Codex.Files do
       day) by default
     * `:attachment_cleanup_interval_ms` - the time between two cleanups, 60_000 (a minute) by default
     * `:attachment_recognise_unchanged` - `false` to read every file again, instead of recognising
-      those whose device, inode, size and times have not changed since they were staged. A program
-      that writes through a shared memory mapping (`mmap`) need not change the times each time: if
-      files written in this way are staged, it has to be `false`
+      those whose device, inode, size and times have not changed since they were staged. That is done
+      only where the file system keeps these times honestly: ext2 to ext4, XFS, btrfs, F2FS, bcachefs,
+      ZFS, tmpfs, and overlayfs if nobody changes its layers beside it. A program that writes through
+      a shared memory mapping (`mmap`) need not change the times each time: if files written in this
+      way are staged, it has to be `false`
 
   The first two are read at each use, the others when the registry starts; but the successor of a
   killed registry keeps `:attachment_recognise_unchanged` as it was, and one with a file module reads

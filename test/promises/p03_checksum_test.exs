@@ -1,7 +1,8 @@
 defmodule Codex.Files.P03ChecksumTest do
   @moduledoc """
   P3: `checksum` is the digest of the bytes at `path`: the hash is taken of the bytes written, not
-  of the source read earlier.
+  of the source read earlier. And a staging never answers with an older content than the file had
+  when it was called.
   """
 
   use Codex.Files.StagingCase, async: false
@@ -125,5 +126,36 @@ defmodule Codex.Files.P03ChecksumTest do
       assert checksum == sha256(content)
       assert File.read!(path) == content
     end
+  end
+
+  # What the kernel makes up when it is read keeps its times, and often its size.
+  @kernel_files ~w(/proc/uptime /proc/sys/kernel/random/uuid /sys/class/net/lo/statistics/tx_packets
+                   /sys/fs/cgroup/cpu.stat /sys/fs/cgroup/cpuacct/cpuacct.usage)
+
+  for path <- @kernel_files, File.regular?(path) do
+    test "holds for #{path}, whose content changes and whose times do not" do
+      path = unquote(path)
+      make_times_old(path)
+      assert {:ok, %{checksum: first}} = Codex.Files.stage(path)
+      eventually(fn -> sha256(read_while_traffic(path)) != first end)
+
+      assert {:ok, second} = Codex.Files.stage(path)
+      assert second.checksum != first
+      assert sha256(File.read!(second.path)) == second.checksum
+    end
+  end
+
+  # Only times that were two seconds old when the file was staged are believed.
+  defp make_times_old(path) do
+    eventually(fn -> System.os_time(:second) - File.stat!(path, time: :posix).mtime > 3 end)
+  end
+
+  # The network's counters change only if there is some.
+  defp read_while_traffic(path) do
+    {:ok, socket} = :gen_udp.open(0, ip: {127, 0, 0, 1})
+    {:ok, port} = :inet.port(socket)
+    :ok = :gen_udp.send(socket, {127, 0, 0, 1}, port, "traffic")
+    :ok = :gen_udp.close(socket)
+    File.read!(path)
   end
 end

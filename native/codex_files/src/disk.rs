@@ -212,13 +212,10 @@ impl<'a> Source<'a> {
         owner | Mode::S_IRUSR
     }
 
-    /// Whether it is on a file system of this machine.
-    pub(crate) fn is_local(&self) -> bool {
-        sys::is_local(&self.file)
-    }
-
-    pub(crate) fn device(&self) -> u64 {
-        FileId::of(&self.stat).dev()
+    /// Whether it cannot have changed since `before`, when it had not been opened yet, and have the
+    /// times that it had when it was opened.
+    pub(crate) fn would_show_changes_since(&self, before: Now) -> bool {
+        self.fingerprint().settled(before.wall_ms) && sys::keeps_times(&self.file)
     }
 
     /// As it was when it was opened.
@@ -319,12 +316,12 @@ impl<'a> Source<'a> {
     /// is; `None` unless the source is sure to be what was cloned. File systems write out what is
     /// mapped before they clone it, so that whatever changes it later changes its times too.
     fn digest_if_unchanged_since(&self, before: Now) -> Result<Option<(u64, [u8; 32])>> {
-        let opened = self.fingerprint();
-        if !opened.settled(before.wall_ms) || !self.is_local() {
+        if !self.would_show_changes_since(before) {
             return Ok(None);
         }
         let (digest, size) = self.digest()?;
-        let unchanged = sys::fstat(&self.file).is_ok_and(|stat| Fingerprint::of(&stat) == opened);
+        let unchanged =
+            sys::fstat(&self.file).is_ok_and(|stat| Fingerprint::of(&stat) == self.fingerprint());
         Ok(unchanged.then_some((size, digest)))
     }
 

@@ -1,7 +1,8 @@
 //! Recognises unchanged files without reading them, as git and ccache do: by device, inode, size
 //! and both times. Only times that were old enough when the file was hashed count (see
-//! `Fingerprint::settled`), so that a change shows; but what is stored through a shared mapping changes
-//! the times only the first time after the page was written out.
+//! `Fingerprint::settled`), and only of file systems that keep them (see `sys::keeps_times`), so that a
+//! change shows; but what is stored through a shared mapping changes the times only the first time
+//! after the page was written out.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -20,18 +21,17 @@ const CAPACITY: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not zero"
 
 /// What is known of a file from a look at it.
 pub(crate) enum Recognised {
-    /// It has this checksum, and is on this machine if `local`.
-    Unchanged { checksum: Checksum, local: bool },
-    /// It looks like one that was staged before, but was changed so shortly before then that this
-    /// proves nothing.
+    /// It has this checksum.
+    Unchanged(Checksum),
+    /// It looks like one that was staged before, but that proves nothing: it may have been changed
+    /// since and look the same.
     Familiar,
 }
 
 struct Memory {
     fingerprint: Fingerprint,
-    settled: bool,
+    shows_changes: bool,
     checksum: Checksum,
-    local: bool,
 }
 
 pub(crate) struct Recognition {
@@ -59,7 +59,7 @@ impl Copying<'_> {
         copying.remove(&self.seen).unwrap_or_default()
     }
 
-    /// The others have no better luck.
+    /// The error goes to all who wait.
     pub(crate) fn fail(mut self, error: &Error) {
         for waiter in self.give_back() {
             waiter.answer(Outcome::Failed(error.clone()));
@@ -84,7 +84,7 @@ impl Recognition {
         }
     }
 
-    /// To be asked before a file is copied whose times are settled. `None`: somebody else is at it,
+    /// To be asked before a file is copied that would show changes. `None`: somebody else is at it,
     /// and the waiter waits for that.
     pub(crate) fn copying(
         &self,
@@ -123,29 +123,25 @@ impl Recognition {
         if memory.fingerprint != *seen {
             return None;
         }
-        Some(if memory.settled {
-            Recognised::Unchanged {
-                checksum: memory.checksum.clone(),
-                local: memory.local,
-            }
+        Some(if memory.shows_changes {
+            Recognised::Unchanged(memory.checksum.clone())
         } else {
             Recognised::Familiar
         })
     }
 
-    /// `hashed_at_ms` is when the hashing began.
+    /// `shows_changes`: whether the file cannot have been changed since it was opened to be hashed,
+    /// and look the same.
     pub(crate) fn remember(
         &self,
         fingerprint: Fingerprint,
-        hashed_at_ms: i64,
+        shows_changes: bool,
         checksum: Checksum,
-        local: bool,
     ) {
         let memory = Memory {
             fingerprint,
-            settled: fingerprint.settled(hashed_at_ms),
+            shows_changes,
             checksum,
-            local,
         };
         self.files.lock().put(key(&fingerprint), memory);
     }

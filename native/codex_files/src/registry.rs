@@ -265,11 +265,9 @@ impl Registry {
         let recognition = self.recognition.as_ref().ok_or(Miss::Unclear)?;
         let seen = disk::glance(source).ok_or(Miss::Unclear)?;
         match recognition.recognise(&seen) {
-            Some(Recognised::Unchanged {
-                checksum,
-                local: true,
-            }) => self.refresh(&checksum, retention).ok_or(Miss::Unclear),
-            Some(Recognised::Unchanged { local: false, .. }) => Err(Miss::Unclear),
+            Some(Recognised::Unchanged(checksum)) => {
+                self.refresh(&checksum, retention).ok_or(Miss::Unclear)
+            }
             Some(Recognised::Familiar) | None => Err(Miss::New),
         }
     }
@@ -382,15 +380,7 @@ impl Registry {
     /// Stages a file again that is recognised as one that was hashed before.
     fn stage_unchanged(&self, seen: &Fingerprint, request: &FileRequest) -> Option<Attachment> {
         match self.recognition.as_ref()?.recognise(seen)? {
-            // What is seen of another machine's file may be old, until it is opened.
-            Recognised::Unchanged { local: false, .. }
-                if Source::open(&request.source).ok()?.fingerprint() != *seen =>
-            {
-                None
-            }
-            Recognised::Unchanged { checksum, .. } => {
-                self.stage_known(&checksum, request.retention)
-            }
+            Recognised::Unchanged(checksum) => self.stage_known(&checksum, request.retention),
             Recognised::Familiar => None,
         }
     }
@@ -419,7 +409,7 @@ impl Registry {
             };
             let content = &buffer[..length];
             let checksum = checksum::key(&checksum::digest(content));
-            self.remember(&source, started, &checksum);
+            self.remember(&source, started, length as u64, &checksum);
             let staging = match self.admit(&checksum, request.retention, make_waiter)? {
                 Admitted::Lead(staging) => staging,
                 Admitted::Done(outcome) => return Ok(SmallFile::Staged(outcome)),
@@ -446,12 +436,14 @@ impl Registry {
         waiter: &mut Option<Waiter>,
     ) -> Result<Outcome> {
         let _work = self.work()?;
-        let seen = Fingerprint::of(&disk::look(&request.source)?);
+        let started = Now::read();
+        let source = Source::open(&request.source)?.until(&self.ending);
         let Some(recognition) = &self.recognition else {
-            return self.read_large_file(request, false, waiter);
+            return self.read_large_file(request, &source, started, false, waiter);
         };
+        let seen = source.fingerprint();
         // If somebody copies it right now, it will be recognised afterwards.
-        let copying = if seen.settled(Now::read().wall_ms) {
+        let copying = if source.would_show_changes_since(started) {
             match recognition.copying(seen, waiter) {
                 None => return Ok(Outcome::Retry),
                 copying => copying,
@@ -464,7 +456,7 @@ impl Registry {
             return Ok(known(attachment));
         }
         let familiar = recognition.recognise(&seen).is_some();
-        let result = self.read_large_file(request, familiar, waiter);
+        let result = self.read_large_file(request, &source, started, familiar, waiter);
         if let (Some(copying), Err(error) | Ok(Outcome::Failed(error))) = (copying, &result)
             && error.is_lack_of_room()
         {
@@ -477,11 +469,11 @@ impl Registry {
     fn read_large_file(
         &self,
         request: &FileRequest,
+        source: &Source<'_>,
+        started: Now,
         familiar: bool,
         waiter: &mut Option<Waiter>,
     ) -> Result<Outcome> {
-        let started = Now::read();
-        let source = Source::open(&request.source)?.until(&self.ending);
         let mut staging = None;
         let mut short = None;
         let mut deadline = None;
@@ -489,9 +481,9 @@ impl Registry {
         loop {
             // To read a file once more costs less than a copy in vain, and takes no room.
             if staging.is_none() && (familiar || short.is_some()) {
-                let (digest, _) = source.digest()?;
+                let (digest, size) = source.digest()?;
                 let checksum = checksum::key(&digest);
-                self.remember(&source, started, &checksum);
+                self.remember(source, started, size, &checksum);
                 match self.admit(&checksum, request.retention, || hand_over(waiter))? {
                     Admitted::Lead(lead) => staging = Some(lead),
                     Admitted::Done(outcome) => return Ok(outcome.unwrap_or(Outcome::Retry)),
@@ -513,7 +505,7 @@ impl Registry {
                 self.large_copies.wait_for_an_end(since, until);
             }
             let copy = self.large_copies.begin();
-            match self.copy_large_file(request, &source, started, &mut staging, waiter) {
+            match self.copy_large_file(request, source, started, &mut staging, waiter) {
                 Err(error) if error.is_lack_of_room() => {
                     short = Some((error, copy.end_if_beside_others()));
                 }
@@ -538,7 +530,7 @@ impl Registry {
             let scratch = area.large_scratch(mode)?;
             let (size, digest) = source.copy_into(scratch.file()?, scratch.path())?;
             let checksum = checksum::key(&digest);
-            self.remember(source, started, &checksum);
+            self.remember(source, started, size, &checksum);
             // One of another content is of no use.
             let ticket = staging
                 .take()
@@ -571,25 +563,13 @@ impl Registry {
         }
     }
 
-    /// Whatever writes to the source after it was opened, before or after it was read, leaves it with
-    /// other times than these, if these were settled before it was opened.
-    fn remember(&self, source: &Source<'_>, started: Now, checksum: &Checksum) {
+    /// `size` is how many bytes have been read. A file that says that it has another number of them
+    /// may say anything of its times.
+    fn remember(&self, source: &Source<'_>, started: Now, size: u64, checksum: &Checksum) {
         if let Some(recognition) = &self.recognition {
-            let local = self.is_beside_an_area(source) || source.is_local();
-            let fingerprint = source.fingerprint();
-            recognition.remember(fingerprint, started.wall_ms, checksum.clone(), local);
+            let shows_changes = source.size() == size && source.would_show_changes_since(started);
+            recognition.remember(source.fingerprint(), shows_changes, checksum.clone());
         }
-    }
-
-    /// Whether a source is on the file system of an area, which is of this machine. The area keeps
-    /// that mounted, so that no other one gets its number.
-    fn is_beside_an_area(&self, source: &Source<'_>) -> bool {
-        let areas = self.areas.lock();
-        areas.as_ref().is_some_and(|areas| {
-            areas
-                .values()
-                .any(|area| area.is_local_device(source.device()))
-        })
     }
 
     /// Asks the manifest until it has an answer that holds: a known checksum counts only if its
