@@ -21,7 +21,7 @@ defmodule Codex.Files.MixProject do
   end
 
   def application do
-    [mod: {Codex.Files.Application, []}, extra_applications: [:logger]]
+    [mod: {Codex.Files.Application, []}, extra_applications: [:logger, :crypto]]
   end
 
   defp elixirc_paths(:test), do: ["lib", "test/support"]

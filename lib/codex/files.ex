@@ -63,7 +63,7 @@ defmodule Codex.Files do
 
   """
 
-  alias Codex.Files.{Attachment, Config, Native, Registry}
+  alias Codex.Files.{Attachment, Config, FileModule, FileModuleRegistry, Native, Registry}
 
   @doc """
   Returns the directory below which files are staged.
@@ -118,7 +118,9 @@ defmodule Codex.Files do
   def stage(path, opts \\ []) do
     with :ok <- check_options(opts),
          {:ok, bytes} <- path_bytes(path) do
-      with_registry(&Registry.stage_file(&1, bytes, opts), fn -> stage_by_call(bytes, opts) end)
+      with_registry(&Registry.stage_file(&1, bytes, opts), fn ->
+        stage_by_call(bytes, opts)
+      end)
     end
   end
 
@@ -268,26 +270,43 @@ defmodule Codex.Files do
   defp stage_by_call(path, opts) do
     persist = Keyword.get(opts, :persist, false)
     ttl_ms = Keyword.get_lazy(opts, :ttl_ms, &Config.ttl_ms/0)
-    name = Keyword.fetch(opts, :name)
-    ref = make_ref()
 
-    with {:ok, dir} <- staging_dir_bytes(staging_dir()),
-         described = Native.describe(path, name, persist, ttl_ms, ref),
-         {:ok, {checksum, name, size}} <- Registry.await(described, ref) do
+    asked = %{
+      checksum: "",
+      # Unlike a caller's, the path's own is a file's, or the file cannot be read.
+      name: Keyword.get(opts, :name, "default"),
+      persist: persist,
+      ttl_ms: ttl_ms,
+      size: 0,
+      source_path: path,
+      destination_path: staging_dir()
+    }
+
+    with {:ok, asked} <- FileModuleRegistry.check(asked),
+         {:ok, {checksum, size}} <- FileModule.digest(path) do
+      name = Keyword.get_lazy(opts, :name, fn -> Path.basename(path) end)
+
       Registry.stage(%{
-        checksum: checksum,
-        name: name,
-        persist: persist,
-        ttl_ms: if(persist, do: :infinity, else: ttl_ms),
-        size: size,
-        source_path: path,
-        destination_path: Path.join([dir, checksum, name])
+        asked
+        | checksum: checksum,
+          name: name,
+          ttl_ms: if(persist, do: :infinity, else: ttl_ms),
+          size: size,
+          destination_path: Path.join([asked.destination_path, checksum, name])
       })
-    end
-  end
+    else
+      {:error, {:invalid_option, :source_path, path}} ->
+        {:error, {:invalid_option, :path, path}}
 
-  defp staging_dir_bytes(dir) do
-    with :error <- Registry.path_bytes(dir), do: {:error, {:invalid_option, :staging_dir, dir}}
+      {:error, {:invalid_option, :ttl_ms, ttl_ms}} ->
+        {:error, {:invalid_ttl, ttl_ms}}
+
+      {:error, {:invalid_option, :destination_path, dir}} ->
+        {:error, {:invalid_option, :staging_dir, dir}}
+
+      error ->
+        error
+    end
   end
 
   defp with_registry(work), do: with_registry(work, fn -> work.(nil) end)

@@ -32,20 +32,6 @@ defmodule Codex.Files.P18PanicsTest do
       System.cmd("kill", ["-KILL", to_string(vm.os_pid)], stderr_to_stdout: true)
     end)
 
-    ChildVM.eval(
-      vm,
-      quote do
-        # What a host may bring.
-        defmodule PlainFile do
-          defdelegate mkdir_p!(path), to: File
-          defdelegate cp!(source, destination), to: File
-          defdelegate rm_rf(path), to: File
-        end
-
-        :ok
-      end
-    )
-
     kept = write(folder, "source/kept", "kept")
 
     context = %{
@@ -225,65 +211,6 @@ defmodule Codex.Files.P18PanicsTest do
     start = quote(do: Codex.Files.Registry.ensure_started())
     assert panicking(context, "nif-open", start) == panicked("nif-open")
     assert_unharmed(context, "open and close")
-  end
-
-  test "is what the callers of a registry with a file module are told of", context do
-    opts = Macro.escape(stage_opts(context.other, ttl_ms: 0))
-    stage = quote(do: GenServer.call(:plain, {:stage, unquote(opts)}))
-    cleanup = quote(do: GenServer.call(:plain, :force_cleanup))
-
-    start =
-      quote do
-        {:ok, registry} =
-          Codex.Files.Registry.start_link(
-            name: :plain,
-            manifest_table: :plain,
-            file_module: PlainFile
-          )
-
-        Process.unlink(registry)
-        :ok
-      end
-
-    # Its first work is to clear the staging directory, where another has something.
-    in_own_dir = fn quoted ->
-      quote do
-        Application.put_env(:codex_sdk, :staging_dir, unquote(context.folder <> "/plain"))
-        result = unquote(quoted)
-        Application.put_env(:codex_sdk, :staging_dir, unquote(context.staging_dir))
-        result
-      end
-    end
-
-    assert ChildVM.eval(context.vm, in_own_dir.(start)) == :ok
-
-    for {nif, call} <- [
-          {"admit", stage},
-          {"verify_staging", stage},
-          {"commit_staging", stage},
-          {"claim_expired", cleanup},
-          {"claim_all", quote(do: GenServer.call(:plain, {:reset, "/no/such/directory"}))}
-        ] do
-      assert {nif, panicking(context, "nif-" <> nif, call)} == {nif, panicked("nif-" <> nif)}
-      # No ticket for the same checksum is out any more.
-      assert {nif, {:ok, attachment}} = {nif, ChildVM.eval(context.vm, stage)}
-      assert_intact([attachment])
-
-      if nif == "claim_all" do
-        known = panicking(context, "nif-admit_known", stage)
-        assert known == panicked("nif-admit_known")
-        # The removal has been made, but was not entered: the next one finds nothing to remove.
-        assert panicking(context, "nif-end_removal", cleanup) == :ok
-      end
-
-      # A ticket is given back when the VM has collected the process that had it.
-      eventually(fn ->
-        assert {nif, ChildVM.eval(context.vm, cleanup)} == {nif, :ok}
-        ChildVM.eval(context.vm, quote(do: GenServer.call(:plain, :list))) == []
-      end)
-    end
-
-    assert_unharmed(context, "a file module")
   end
 
   test "in a thread is the answer to who waits for it, and the thread goes on", context do

@@ -1,160 +1,195 @@
 defmodule Codex.Files.FileModule do
   @moduledoc false
-  # The file operations of a registry that was started with a file module of the host's. Each
-  # callback runs in a process of its own, under `Codex.TaskSupervisor` where that exists: one that
-  # blocks, raises or is killed harms nobody but the callers concerned. These functions themselves
-  # run in workers of the registry.
+  # The file operations of a `Codex.Files.FileModuleRegistry`. The functions below that take a worker
+  # run in a process that the registry has started for this one staging or removal.
+  #
+  # Whatever changes files is a callback of the host's module, and runs in a process of its own, under
+  # `Codex.TaskSupervisor` where that exists. The worker is linked to it and traps exits: a callback
+  # that raises or is killed is an error of the worker's, and one whose worker ends is ended with it,
+  # so that it cannot write over what somebody stages later.
+  #
+  # A worker whose registry is gone ends and undoes nothing: the place may be the successor's by then.
 
-  alias Codex.Files.{Attachment, Native, Registry, Telemetry}
+  alias Codex.Files.{Attachment, Registry, Telemetry}
 
-  @type failures :: [{Path.t(), reason :: term()}]
+  @typedoc "What a worker works with: the host's module, the registry, and a monitor of that."
+  @type worker :: %{module: module(), registry: pid(), monitor: reference()}
+
+  @typedoc """
+  What a changed file differs in, and whether its times were old when its content was verified: they
+  are in seconds, so that a change within the same second does not show. `nil` for a file that is not
+  to be seen, since the host's module keeps it elsewhere.
+  """
+  @type look :: {identity :: tuple(), settled? :: boolean()} | nil
+
+  @type entry :: {String.t(), Attachment.t(), deadline :: integer() | :infinity, look()}
+
+  @settled_after_s 2
+  @chunk_bytes 262_144
+
+  @doc "Starts a worker, which the calling registry monitors from then on."
+  @spec start(module(), (worker() -> term())) :: pid()
+  def start(module, work) do
+    registry = self()
+
+    {pid, _monitor} =
+      spawn_monitor(fn ->
+        Process.flag(:trap_exit, true)
+        work.(%{module: module, registry: registry, monitor: Process.monitor(registry)})
+      end)
+
+    pid
+  end
 
   @doc "Removes the staging directory, as the first operation of a registry."
-  @spec clear(module(), Path.t()) :: :ok | {:error, term()}
-  def clear(module, dir), do: remove(module, dir)
+  @spec clear(worker(), Path.t()) :: :ok | {:error, term()}
+  def clear(worker, dir), do: remove_file(worker, dir)
 
-  @doc "Stages a checksum that is known, unless its file has gone in the meantime."
-  @spec stage_known(module(), Native.handle(), Registry.stage_opts()) ::
-          {:ok, Attachment.t()} | {:error, term()}
-  def stage_known(module, handle, opts) do
-    ref = make_ref()
+  @doc """
+  Copies a file, unless `entry` says that its content is known and a look finds that file unchanged.
 
-    case Registry.await(Native.admit_known(handle, opts, ref), ref) do
-      {:copy, ticket} -> copy(module, ticket, opts)
-      :retry -> stage_known(module, handle, opts)
-      outcome -> Telemetry.staged(outcome)
+  Tells the registry `{:known, look}` or `{:copied, look}`, and what it answers the callers. Exits with
+  `{:failed, reason}` if the file cannot be staged.
+  """
+  @spec stage(worker(), Registry.stage_opts(), entry() | nil) :: term()
+  def stage(worker, opts, entry) do
+    staged = with :lost <- look_again(entry), do: copy(worker, opts)
+    with {:error, reason} <- staged, do: exit({:failed, reason})
+    tell(worker, staged)
+
+    case await_registry(worker) do
+      {:staged, outcomes} ->
+        tell(worker, {:answers, Enum.map(outcomes, &Telemetry.staged/1)})
+
+      :refused ->
+        with {:copied, _look} <- staged, do: undo(worker, opts)
+        exit({:failed, :stopped})
     end
   end
 
-  @doc "Removes what has expired."
-  @spec cleanup(module(), Native.handle()) :: failures() | {:error, term()}
-  def cleanup(module, handle) do
-    with {cleaned, failed} = report when is_list(cleaned) <-
-           remove_all(module, Native.claim_expired(handle)) do
-      Telemetry.cleaned(report)
-      failures(failed)
-    end
+  @doc """
+  Removes the files that the registry claims for this worker, one after the other.
+
+  It answers `count` times with `{:claimed, attachment}` or `:unclaimed`, and is told of each file as
+  soon as it is gone.
+  """
+  @spec remove(worker(), :cleanup | :reset, count :: non_neg_integer()) :: term()
+  def remove(worker, kind, count) do
+    results =
+      for _ <- 1..count//1, {:claimed, it} <- [await_registry(worker)], do: remove(worker, it)
+
+    {cleaned, failed} = Enum.split_with(results, &is_struct/1)
+    if kind == :cleanup, do: Telemetry.cleaned({cleaned, failed})
+    failures = for {attachment, reason} <- failed, do: {attachment.path, reason}
+    result = if failures == [], do: :ok, else: {:error, {:cleanup_failed, failures}}
+    tell(worker, {:answers, [result]})
   end
 
-  @doc "Removes everything that is listed."
-  @spec reset(module(), Native.handle()) :: failures() | {:error, term()}
-  def reset(module, handle) do
-    with {cleaned, failed} when is_list(cleaned) <- remove_all(module, Native.claim_all(handle)) do
-      failures(failed)
-    end
-  end
-
-  @doc "Runs `work`; whatever it fails with becomes `{:error, reason}`."
-  @spec caught((... -> result)) :: result | {:error, term()} when result: term()
-  def caught(work) do
-    work.()
-  rescue
-    # What the functions of `File` raise carries a POSIX reason.
-    error in [File.Error, File.CopyError, File.LinkError, File.RenameError] ->
-      {:error, error.reason}
-
-    error ->
-      {:error, error}
-  catch
-    :throw, value -> {:error, {:nocatch, value}}
-    :exit, reason -> {:error, reason}
-  end
-
-  @doc "Copies the file that a ticket is for."
-  @spec copy(module(), Native.ticket(), Registry.stage_opts()) ::
-          {:ok, Attachment.t()} | {:error, term()}
-  def copy(module, ticket, opts) do
-    case caught(fn -> put_in_place(module, ticket, opts) end) do
+  defp remove(worker, %Attachment{checksum: checksum, path: path} = attachment) do
+    case remove_file(worker, path) do
       :ok ->
-        outcome = Native.commit_staging(ticket)
-        if match?({:error, _reason}, outcome), do: undo_copy(module, opts)
-        given_up(ticket, Telemetry.staged(outcome))
+        remove_checksum_dir(path, checksum)
+        tell(worker, {:removed, checksum})
+        attachment
 
-      {:error, _reason} = error ->
-        given_up(ticket, error)
+      {:error, reason} ->
+        tell(worker, {:kept, checksum})
+        {attachment, reason}
     end
   end
 
-  defp given_up(ticket, {:error, reason} = error) do
-    _ = give_up(ticket, reason)
-    error
+  @doc "The SHA-256 digest of a regular file, and its size. Takes constant memory."
+  @spec digest(Path.t()) :: {:ok, {String.t(), non_neg_integer()}} | {:error, term()}
+  def digest(path) do
+    hash = :crypto.hash_init(:sha256)
+
+    with {:ok, stat} <- File.stat(path),
+         :ok <- check_type(:unsupported_file_type, stat),
+         {:ok, digest} <- File.open(path, [:read, :raw], &digest(&1, hash, 0)),
+         do: digest
   end
 
-  defp given_up(_ticket, outcome), do: outcome
-
-  @doc "Tells everybody who waits for a copy that it has failed, if nobody has told them yet."
-  @spec give_up(Native.ticket(), reason :: term()) :: :ok | {:error, term()}
-  def give_up(ticket, reason), do: Native.fail_staging(ticket, :erlang.term_to_binary(reason))
-
-  defp put_in_place(module, ticket, %{source_path: source, destination_path: destination} = opts) do
-    with :ok <- check_source(source, destination),
-         :ok <- copy_file(module, opts) do
-      verify(module, ticket, opts)
-    end
-  end
-
-  defp copy_file(module, %{source_path: source, destination_path: destination} = opts) do
-    # A file that was there before is not ours to remove if the copy fails.
-    new? = not File.exists?(destination)
-
-    with :ok <- perform(module, :mkdir_p!, [Path.dirname(destination)]),
-         :ok <- perform(module, :cp!, [source, destination]) do
-      :ok
-    else
-      {:error, _reason} = error ->
-        if new?, do: undo_copy(module, opts)
-        error
-    end
-  end
-
-  # Functions that raise have nothing to tell when they return.
-  defp perform(module, function, args) do
-    case call(module, function, args) do
+  defp digest(file, hash, size) do
+    case :file.read(file, @chunk_bytes) do
+      {:ok, bytes} -> digest(file, :crypto.hash_update(hash, bytes), size + byte_size(bytes))
+      :eof -> {:ok, {Base.encode16(:crypto.hash_final(hash), case: :lower), size}}
       {:error, _reason} = error -> error
-      _done -> :ok
     end
   end
 
-  defp verify(module, ticket, opts) do
-    ref = make_ref()
+  ## Staging
 
-    with {:error, _reason} = error <- Registry.await(Native.verify_staging(ticket, ref), ref) do
-      undo_copy(module, opts)
+  defp copy(worker, %{source_path: source, destination_path: destination} = opts) do
+    # A file that was there before is not ours to remove if the copy fails.
+    with {:ok, new?} <- check_places(source, destination) do
+      with :ok <- call(worker, :mkdir_p!, [Path.dirname(destination)]),
+           :ok <- call(worker, :cp!, [source, destination]) do
+        verify(worker, opts)
+      else
+        {:error, _reason} = error ->
+          if new?, do: undo(worker, opts)
+          error
+      end
+    end
+  end
+
+  defp verify(worker, %{checksum: checksum, destination_path: destination} = opts) do
+    # The look comes first, so that a later one sees what changes while the file is read.
+    look = look(destination)
+
+    with {:error, _reason} = error <- check_content(checksum, destination) do
+      undo(worker, opts)
       error
+    else
+      :ok -> {:copied, look}
     end
   end
 
-  # While the ticket is held: the next one for this checksum may copy to the same place.
-  defp undo_copy(module, %{checksum: checksum, destination_path: destination}) do
-    _ = remove(module, destination)
+  defp check_content(checksum, path) do
+    if digest?(checksum) do
+      case digest(path) do
+        {:ok, {^checksum, _size}} -> :ok
+        {:ok, {actual, _size}} -> {:error, {:checksum_mismatch, actual}}
+        {:error, _reason} = error -> error
+      end
+    else
+      :ok
+    end
+  end
+
+  defp digest?(checksum), do: byte_size(checksum) == 64 and checksum =~ ~r/\A[0-9a-f]+\z/
+
+  defp undo(worker, %{checksum: checksum, destination_path: destination}) do
+    _ = remove_file(worker, destination)
     remove_checksum_dir(destination, checksum)
   end
 
-  # What is missing is the file module's to complain of: its files may be out of our sight.
-  defp check_source(source, destination) do
-    case File.stat(source) do
-      {:ok, %File.Stat{type: :regular} = stat} -> check_other(source, stat, destination)
-      {:ok, %File.Stat{type: :directory}} -> {:error, :eisdir}
-      {:ok, %File.Stat{} = stat} -> {:error, {:unsupported_file_type, file_type(stat)}}
-      {:error, _reason} -> :ok
+  # Whether there is nothing at the destination. What is missing is the host's module's to complain
+  # of: its files may be out of our sight. A file that is staged onto itself would be emptied by the
+  # copy, and then expire.
+  defp check_places(source, destination) do
+    {source_stat, destination_stat} = {File.stat(source), File.lstat(destination)}
+
+    with :ok <- check_type(:unsupported_file_type, source_stat),
+         :ok <- check_type(:unsupported_destination, destination_stat) do
+      if match?({:ok, _stat}, source_stat) and file(source_stat) == file(destination_stat),
+        do: {:error, {:destination_is_source, source}},
+        else: {:ok, destination_stat == {:error, :enoent}}
     end
   end
 
-  # A file that is staged onto itself would be emptied by the copy, and then expire.
-  defp check_other(source, %File.Stat{inode: inode, major_device: device}, destination) do
-    case File.stat(destination) do
-      {:ok, %File.Stat{inode: ^inode, major_device: ^device}} ->
-        {:error, {:destination_is_source, source}}
+  defp file({:ok, %File.Stat{} = stat}), do: {stat.major_device, stat.inode}
+  defp file({:error, _reason}), do: nil
 
-      _another_or_none ->
-        :ok
-    end
-  end
+  defp check_type(_kind, {:error, _reason}), do: :ok
+  defp check_type(kind, {:ok, stat}), do: check_type(kind, stat)
+  defp check_type(_kind, %File.Stat{type: :regular}), do: :ok
+  defp check_type(:unsupported_file_type, %File.Stat{type: :directory}), do: {:error, :eisdir}
+  defp check_type(kind, %File.Stat{type: :other} = stat), do: {:error, {kind, special_type(stat)}}
+  defp check_type(kind, %File.Stat{type: type}), do: {:error, {kind, type}}
 
   # `File.Stat` has no type for them, but their mode tells.
-  defp file_type(%File.Stat{type: :device}), do: :device
-
-  defp file_type(%File.Stat{mode: mode}) do
+  defp special_type(%File.Stat{mode: mode}) do
     case Bitwise.band(mode, 0o170000) do
       0o010000 -> :fifo
       0o140000 -> :socket
@@ -162,31 +197,37 @@ defmodule Codex.Files.FileModule do
     end
   end
 
-  defp remove_all(_module, {:error, _reason} = error), do: error
-
-  defp remove_all(module, claims) do
-    {cleaned, failed} =
-      Enum.reduce(claims, {[], []}, fn {ticket, attachment}, {cleaned, failed} ->
-        case remove(module, attachment.path) do
-          :ok ->
-            remove_checksum_dir(attachment.path, attachment.checksum)
-            _ = Native.end_removal(ticket, true)
-            {[attachment | cleaned], failed}
-
-          {:error, reason} ->
-            _ = Native.end_removal(ticket, false)
-            {cleaned, [{attachment, reason} | failed]}
-        end
-      end)
-
-    {Enum.reverse(cleaned), Enum.reverse(failed)}
+  defp look(path) do
+    with {:ok, stat} <- File.lstat(path, time: :posix) do
+      settled? = System.os_time(:second) - max(stat.mtime, stat.ctime) >= @settled_after_s
+      {{stat.major_device, stat.inode, stat.size, stat.mtime, stat.ctime}, settled?}
+    else
+      {:error, _reason} -> nil
+    end
   end
 
-  defp remove(module, path) do
-    case call(module, :rm_rf, [path]) do
+  defp look_again(nil), do: :lost
+  defp look_again({_checksum, _attachment, _deadline, nil}), do: {:known, nil}
+
+  defp look_again({checksum, %Attachment{path: path}, _deadline, {identity, settled?} = before}) do
+    case look(path) do
+      {^identity, _settled?} when settled? ->
+        {:known, before}
+
+      {^identity, _settled?} = now ->
+        if check_content(checksum, path) == :ok, do: {:known, now}, else: :lost
+
+      _changed_or_gone ->
+        :lost
+    end
+  end
+
+  ## Removing
+
+  defp remove_file(worker, path) do
+    case call(worker, :rm_rf, [path]) do
       {:error, reason, _path} -> {:error, reason}
-      {:error, reason} -> {:error, reason}
-      _removed -> :ok
+      result -> result
     end
   end
 
@@ -198,49 +239,76 @@ defmodule Codex.Files.FileModule do
     :ok
   end
 
-  defp failures(failed), do: for({attachment, reason} <- failed, do: {attachment.path, reason})
+  ## The registry
 
-  @doc "Makes of chardata paths what the native side takes; what cannot be, it complains of."
-  @spec normalise(term()) :: term()
-  def normalise(%{} = opts) do
-    Enum.reduce([:source_path, :destination_path], opts, fn key, opts ->
-      with %{^key => path} when is_list(path) <- opts,
-           {:ok, bytes} <- Registry.path_bytes(path) do
-        %{opts | key => bytes}
-      else
-        _ -> opts
-      end
-    end)
+  defp tell(%{registry: registry}, event), do: send(registry, {:worker, self(), event})
+
+  defp await_registry(%{monitor: monitor}) do
+    receive do
+      {:registry, answer} -> answer
+      {:DOWN, ^monitor, :process, _registry, _reason} -> exit(:shutdown)
+    end
   end
 
-  def normalise(opts), do: opts
+  ## Callbacks
 
-  # The callback's result, or `{:error, reason}`.
-  defp call(module, function, args) do
+  defp call(%{module: module, monitor: monitor} = worker, function, args) do
+    receive do
+      {:DOWN, ^monitor, :process, _registry, _reason} -> exit(:shutdown)
+    after
+      0 -> :ok
+    end
+
     work = fn -> caught(fn -> apply(module, function, args) end) end
 
-    case Process.whereis(Codex.TaskSupervisor) do
-      nil -> await_process(work)
-      supervisor -> await_task(supervisor, work)
+    with {:ok, task} <-
+           caught(fn -> {:ok, start_task(Process.whereis(Codex.TaskSupervisor), work)} end) do
+      # What undoes has to come to its end.
+      result = await_task(worker, task, function != :rm_rf)
+      # The process has the link to this one still, or had it.
+      receive do: ({:EXIT, pid, _reason} when pid == task.pid -> :ok)
+      as_result(result)
     end
   end
 
-  defp await_process(work) do
-    # The result is the exit reason: nothing can come between the two.
-    {_pid, monitor} = spawn_monitor(fn -> exit({__MODULE__, work.()}) end)
+  defp start_task(nil, work), do: Task.async(work)
+  defp start_task(supervisor, work), do: Task.Supervisor.async(supervisor, work)
 
+  defp await_task(%{monitor: monitor} = worker, %Task{ref: ref, pid: pid} = task, stoppable?) do
     receive do
-      {:DOWN, ^monitor, :process, _pid, {__MODULE__, result}} -> result
-      {:DOWN, ^monitor, :process, _pid, reason} -> {:error, reason}
+      {^ref, result} ->
+        Process.demonitor(ref, [:flush])
+        result
+
+      {:DOWN, ^ref, :process, _pid, reason} ->
+        {:error, reason}
+
+      {:DOWN, ^monitor, :process, _registry, _reason} ->
+        exit(:shutdown)
+
+      {:registry, :stop} when stoppable? ->
+        Process.exit(pid, :kill)
+        with {:error, :killed} <- await_task(worker, task, false), do: {:error, :stopped}
     end
   end
 
-  defp await_task(supervisor, work) do
-    task = Task.Supervisor.async_nolink(supervisor, work)
+  # Functions that raise have nothing to tell when they return.
+  defp as_result({:error, reason, _path}), do: {:error, reason}
+  defp as_result({:error, _reason} = error), do: error
+  defp as_result(_done), do: :ok
 
-    case Task.yield(task, :infinity) do
-      {:ok, result} -> result
-      {:exit, reason} -> {:error, reason}
-    end
+  # The result of `work`, or what it fails with.
+  defp caught(work) do
+    work.()
+  rescue
+    # What the functions of `File` raise carries a POSIX reason.
+    error in [File.Error, File.CopyError, File.LinkError, File.RenameError] ->
+      {:error, error.reason}
+
+    error ->
+      {:error, error}
+  catch
+    :throw, value -> {:error, {:nocatch, value}}
+    :exit, reason -> {:error, reason}
   end
 end

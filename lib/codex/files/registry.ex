@@ -47,16 +47,13 @@ defmodule Codex.Files.Registry do
 
   use GenServer
 
-  alias Codex.Files.{Attachment, Config, FileModule, Native, Telemetry}
+  alias Codex.Files.{Attachment, Config, FileModuleRegistry, Native, Telemetry}
 
   @table :codex_files_manifest
 
   # How long an orderly stop waits for the removal of the files: less than a supervisor waits for
   # its child. What takes longer goes on without the process.
   @stop_timeout_ms 4_000
-
-  # Registries with a file module are swept by Elixir processes, never by the native thread.
-  @never_ms 0xFFFF_FFFF_FFFF_FFFF
 
   @typedoc "What `stage/1` takes."
   @type stage_opts() :: %{
@@ -93,7 +90,11 @@ defmodule Codex.Files.Registry do
   """
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts) do
-    GenServer.start_link(__MODULE__, opts, name: Keyword.get(opts, :name, __MODULE__))
+    # `File` needs no process of its own for what a host's module may block in.
+    registry =
+      if Keyword.get(opts, :file_module, File) == File, do: __MODULE__, else: FileModuleRegistry
+
+    GenServer.start_link(registry, opts, name: Keyword.get(opts, :name, __MODULE__))
   end
 
   @doc """
@@ -437,21 +438,18 @@ defmodule Codex.Files.Registry do
     # So that `terminate/2` runs when the supervisor stops it.
     Process.flag(:trap_exit, true)
     name = Keyword.get(opts, :name, __MODULE__)
-    table = Keyword.get(opts, :manifest_table, @table)
-    file_module = Keyword.get(opts, :file_module, File)
 
-    with :ok <- check_file_module(file_module),
-         :ok <- check_native(),
-         :ok <- new_table(table),
-         {handle, adopted?} when is_boolean(adopted?) <- open_native(name, file_module) do
-      {:ok, open(handle, adopted?, name, table, file_module)}
+    with :ok <- check_native(),
+         {:ok, table} <- new_table(opts),
+         {handle, _adopted?} when is_reference(handle) <- open_native(name) do
+      # What dead registries left. In the background, before anything else that the thread does.
+      _ = Native.purge(handle, Config.staging_dir())
+      :ets.insert(table, {name, handle})
+      {:ok, %{handle: handle, workers: %{}}}
     else
       {:error, reason} -> {:stop, reason}
     end
   end
-
-  defp check_file_module(module) when is_atom(module) and module != nil, do: :ok
-  defp check_file_module(module), do: {:error, {:invalid_option, :file_module, module}}
 
   # It says itself what is wrong with it.
   defp check_native do
@@ -460,93 +458,50 @@ defmodule Codex.Files.Registry do
       else: {:error, :native_library_not_loaded}
   end
 
-  defp new_table(table) when is_atom(table) do
-    _ = :ets.new(table, [:named_table, :protected, read_concurrency: true])
-    :ok
-  rescue
-    ArgumentError -> {:error, {:manifest_table_taken, table}}
-  end
+  @doc false
+  @spec new_table(keyword()) :: {:ok, atom()} | {:error, term()}
+  def new_table(opts) do
+    case Keyword.get(opts, :manifest_table, @table) do
+      table when is_atom(table) ->
+        {:ok, :ets.new(table, [:named_table, :protected, read_concurrency: true])}
 
-  defp new_table(table), do: {:error, {:invalid_option, :manifest_table, table}}
-
-  defp open(handle, _adopted?, name, table, File) do
-    # What dead registries left. In the background, before anything else that the thread does.
-    _ = Native.purge(handle, Config.staging_dir())
-    :ets.insert(table, {name, handle})
-    %{handle: handle, file_module: nil, workers: %{}}
-  end
-
-  defp open(handle, adopted?, _name, _table, file_module) do
-    state = %{
-      handle: handle,
-      file_module: file_module,
-      workers: %{},
-      chores: :queue.new(),
-      waiting: %{}
-    }
-
-    schedule_cleanup()
-
-    # What a predecessor staged that was killed is listed still, and stays.
-    if adopted? do
-      state
-    else
-      {dir, _default?} = Config.staging_dir()
-      start_chore(state, :clear, nil, fn -> FileModule.clear(file_module, dir) end)
+      table ->
+        {:error, {:invalid_option, :manifest_table, table}}
     end
+  rescue
+    ArgumentError -> {:error, {:manifest_table_taken, Keyword.get(opts, :manifest_table, @table)}}
   end
 
-  defp open_native(name, file_module) do
-    interval_ms = if file_module == File, do: Config.cleanup_interval_ms(), else: @never_ms
+  defp open_native(name) do
     # Without a name there is no successor either.
     name = if name == nil, do: make_ref(), else: name
-    Native.open(:erlang.term_to_binary(name), interval_ms, Config.recognise_unchanged?())
-  end
 
-  defp schedule_cleanup,
-    do: Process.send_after(self(), :cleanup_tick, Config.cleanup_interval_ms())
+    Native.open(
+      :erlang.term_to_binary(name),
+      Config.cleanup_interval_ms(),
+      Config.recognise_unchanged?()
+    )
+  end
 
   # Whatever may take long is done by a worker, which the caller waits for and this process does
   # not.
   @impl true
   def handle_call(:metrics, _from, state), do: {:reply, metrics(state.handle), state}
 
-  # For `Codex.Files`, which has the file operations of a file module done by call.
-  def handle_call(:handle, _from, %{file_module: nil, handle: handle} = state),
-    do: {:reply, {:ok, handle}, state}
-
-  def handle_call(:handle, _from, state), do: {:reply, :error, state}
+  # For `Codex.Files`, whose work a registry with a file module does by call.
+  def handle_call(:handle, _from, %{handle: handle} = state), do: {:reply, {:ok, handle}, state}
 
   def handle_call(:list, from, %{handle: handle} = state),
-    do: {:noreply, start_worker(state, :call, from, fn -> Native.list(handle) end)}
+    do: {:noreply, start_worker(state, from, fn -> Native.list(handle) end)}
 
-  def handle_call({:stage, opts}, from, %{file_module: nil, handle: handle} = state),
-    do: {:noreply, start_worker(state, :call, from, fn -> stage(handle, opts) end)}
+  def handle_call({:stage, opts}, from, %{handle: handle} = state),
+    do: {:noreply, start_worker(state, from, fn -> stage(handle, opts) end)}
 
-  def handle_call(:force_cleanup, from, %{file_module: nil, handle: handle} = state),
-    do: {:noreply, start_worker(state, :call, from, fn -> force_cleanup(handle) end)}
+  def handle_call(:force_cleanup, from, %{handle: handle} = state),
+    do: {:noreply, start_worker(state, from, fn -> force_cleanup(handle) end)}
 
-  def handle_call({:reset, dir}, from, %{file_module: nil, handle: handle} = state),
-    do: {:noreply, start_worker(state, :call, from, fn -> reset(handle, dir) end)}
-
-  def handle_call({:stage, opts}, from, state),
-    do: {:noreply, start_chore(state, :stage, from, FileModule.normalise(opts))}
-
-  def handle_call(:force_cleanup, from, %{file_module: module, handle: handle} = state) do
-    work = fn -> cleanup_result(FileModule.cleanup(module, handle)) end
-    {:noreply, start_chore(state, :remove, from, work)}
-  end
-
-  def handle_call({:reset, dir}, from, %{file_module: module, handle: handle} = state) do
-    case path_bytes(dir) do
-      {:ok, _bytes} ->
-        work = fn -> cleanup_result(FileModule.reset(module, handle)) end
-        {:noreply, start_chore(state, :remove, from, work)}
-
-      :error ->
-        {:reply, {:error, {:invalid_option, :dir, dir}}, state}
-    end
-  end
+  def handle_call({:reset, dir}, from, %{handle: handle} = state),
+    do: {:noreply, start_worker(state, from, fn -> reset(handle, dir) end)}
 
   def handle_call(request, _from, state),
     do: {:reply, {:error, {:unknown_request, request}}, state}
@@ -556,13 +511,9 @@ defmodule Codex.Files.Registry do
 
   @impl true
   def handle_info({:DOWN, monitor, :process, _pid, reason}, state) do
-    {worker, workers} = Map.pop(state.workers, monitor)
-    state = %{state | workers: workers}
-
-    case worker do
-      nil -> {:noreply, state}
-      {_kind, from, ticket} -> {:noreply, worker_ended(state, from, ticket, reason)}
-    end
+    {from, workers} = Map.pop(state.workers, monitor)
+    if from && reason != :normal, do: GenServer.reply(from, {:error, reason})
+    {:noreply, %{state | workers: workers}}
   end
 
   # The native cleanup thread tells what it has done. This process lives long: it would keep the
@@ -577,22 +528,11 @@ defmodule Codex.Files.Registry do
     {:noreply, state}
   end
 
-  def handle_info(:cleanup_tick, %{file_module: module, handle: handle} = state)
-      when module != nil do
-    schedule_cleanup()
-    {:noreply, start_chore(state, :remove, nil, fn -> FileModule.cleanup(module, handle) end)}
-  end
-
-  def handle_info({ref, outcome}, %{waiting: waiting} = state) when is_map_key(waiting, ref) do
-    {{from, opts}, waiting} = Map.pop(waiting, ref)
-    {:noreply, admitted(outcome, %{state | waiting: waiting}, from, opts, ref)}
-  end
-
   def handle_info(_message, state), do: {:noreply, state}
 
   @impl true
   def terminate(reason, state) do
-    _ = if orderly?(reason), do: stop(state)
+    _ = if orderly?(reason), do: stop(state.handle)
     :ok
   end
 
@@ -602,7 +542,7 @@ defmodule Codex.Files.Registry do
   defp orderly?({:shutdown, _detail}), do: true
   defp orderly?(_reason), do: false
 
-  defp stop(%{file_module: nil, handle: handle}) do
+  defp stop(handle) do
     ref = make_ref()
 
     with :wait <- Native.close(handle, ref) do
@@ -614,93 +554,16 @@ defmodule Codex.Files.Registry do
     end
   end
 
-  defp stop(%{file_module: module, handle: handle}) do
-    # A copy that is under way is refused when it is done, and undone: nobody would remove it later.
-    _ = Native.stop_staging(handle)
-    {_pid, monitor} = spawn_monitor(fn -> FileModule.reset(module, handle) end)
-
-    receive do
-      {:DOWN, ^monitor, :process, _pid, _reason} -> :ok
-    after
-      @stop_timeout_ms -> :ok
-    end
-
-    Native.close(handle, make_ref())
-  end
-
   ## Workers
 
   # The result goes to this process, which answers: its callers exit if it is killed before, and an
   # answer of the worker's own would be a stray message in their mailboxes.
-  defp start_worker(state, kind, from, work, ticket \\ nil) do
+  defp start_worker(state, from, work) do
     registry = self()
 
     {_pid, monitor} =
-      spawn_monitor(fn ->
-        result = FileModule.caught(work)
-        from && send(registry, {:codex_files, :answer, from, result})
-      end)
+      spawn_monitor(fn -> send(registry, {:codex_files, :answer, from, work.()}) end)
 
-    put_in(state.workers[monitor], {kind, from, ticket})
-  end
-
-  defp worker_ended(state, _from, _ticket, :normal), do: start_waiting_chores(state)
-
-  defp worker_ended(state, from, ticket, reason) do
-    # This process has seen the ticket: it would be given back only when its memory is collected.
-    _ = if ticket, do: FileModule.give_up(ticket, reason)
-    if from, do: GenServer.reply(from, {:error, reason})
-    start_waiting_chores(state)
-  end
-
-  # With a file module: nothing else until the staging directory has been cleared, and one removal
-  # at a time, so that a cleanup is not over before another one has removed what had expired.
-  defp start_chore(state, kind, from, work) do
-    start_waiting_chores(%{state | chores: :queue.in({kind, from, work}, state.chores)})
-  end
-
-  defp start_waiting_chores(%{file_module: nil} = state), do: state
-
-  defp start_waiting_chores(%{chores: chores} = state) do
-    {waiting, state} =
-      Enum.reduce(:queue.to_list(chores), {[], state}, fn {kind, from, work} = chore,
-                                                          {waiting, state} ->
-        cond do
-          not startable?(kind, state) -> {[chore | waiting], state}
-          kind == :stage -> {waiting, admit(state, from, work)}
-          true -> {waiting, start_worker(state, kind, from, work)}
-        end
-      end)
-
-    %{state | chores: :queue.from_list(Enum.reverse(waiting))}
-  end
-
-  # Admission is this process's, so that stagings of one key wait, and are answered, in the order of
-  # their arrival. It touches no disk.
-  defp admit(%{handle: handle} = state, from, opts) do
-    ref = make_ref()
-    handle |> Native.admit(opts, ref) |> admitted(state, from, opts, ref)
-  end
-
-  defp admitted({:copy, ticket}, %{file_module: module} = state, from, opts, _ref) do
-    work = fn -> FileModule.copy(module, ticket, opts) end
-    start_worker(state, :stage, from, work, ticket)
-  end
-
-  defp admitted(:known, %{file_module: module, handle: handle} = state, from, opts, _ref),
-    do: start_worker(state, :stage, from, fn -> FileModule.stage_known(module, handle, opts) end)
-
-  defp admitted(:wait, state, from, opts, ref), do: put_in(state.waiting[ref], {from, opts})
-
-  defp admitted(:retry, state, from, opts, _ref), do: admit(state, from, opts)
-
-  defp admitted(outcome, state, from, _opts, _ref) do
-    GenServer.reply(from, Telemetry.staged(outcome))
-    state
-  end
-
-  defp startable?(kind, state) do
-    running = for {_monitor, {kind, _from, _ticket}} <- state.workers, uniq: true, do: kind
-    :clear not in running and not (kind == :remove and :remove in running)
+    put_in(state.workers[monitor], from)
   end
 end

@@ -85,16 +85,15 @@ defmodule Codex.Files.FileModuleTest do
       end
     end
 
-    test "of a successor leaves what its killed predecessor staged", context do
-      registry = start_default_registry(file_module: PuppetFile)
-      {:ok, attachment} = stage(registry, stage_opts(context.source))
-      successor = kill_default_registry()
+    test "of a successor clears it again", context do
+      start_default_registry(file_module: PuppetFile)
+      {:ok, attachment} = Registry.stage(stage_opts(context.source))
       callbacks()
 
-      assert list(successor) == [attachment]
-      assert_intact([attachment])
-      assert callbacks() == []
-      assert GenServer.call(successor, {:reset, context.staging_dir}) == :ok
+      successor = kill_default_registry()
+      assert GenServer.call(successor, :force_cleanup) == :ok
+      assert callbacks() == [rm_rf: [context.staging_dir]]
+      assert list(successor) == []
       refute File.exists?(attachment.path)
     end
   end
@@ -224,19 +223,29 @@ defmodule Codex.Files.FileModuleTest do
       assert [%{name: "notes.txt"}] = eventually(fn -> list(registry) != [] && list(registry) end)
     end
 
-    test "goes on when the registry is killed, whose successor lists it", context do
-      stop_default_registry()
-      registry = start_default_registry(file_module: PuppetFile)
-      PuppetFile.tell(:cp!, :block)
-      staging = async_call(registry, {:stage, stage_opts(context.source)})
-      Process.unlink(staging.pid)
-      copying = callback(:cp!)
+    test "ends with the registry, and what its callback does then harms no successor", context do
+      for supervised? <- [false, true] do
+        if supervised?, do: start_supervised!({Task.Supervisor, name: Codex.TaskSupervisor})
+        # A copy that goes on would fail, and be undone.
+        opts = stage_opts(context.source, destination_path: Path.join(context.folder, "copy"))
+        PuppetFile.tell(:cp!, :block)
+        start_default_registry(file_module: PuppetFile)
+        send_request(Registry, {:stage, opts}, 1)
+        copying = callback(:cp!)
+        monitor = Process.monitor(copying)
 
-      successor = kill_default_registry()
-      assert list(successor) == []
-      PuppetFile.release(copying)
-      assert [attachment] = eventually(fn -> list(successor) != [] && list(successor) end)
-      assert_intact([attachment])
+        successor = kill_default_registry()
+        PuppetFile.tell(:cp!, :run)
+        assert {:ok, attachment} = stage(successor, opts)
+        callbacks()
+        PuppetFile.release(copying, {:raise, %File.CopyError{reason: :enospc}})
+        assert_receive {:DOWN, ^monitor, :process, ^copying, _reason}, 5_000
+        assert stage(successor, opts) |> elem(0) == :ok
+        assert callbacks() == []
+        assert list(successor) != []
+        assert_intact([attachment])
+        stop_default_registry()
+      end
     end
 
     test "checks the digest of what was copied", %{registry: registry, source: source} do
@@ -506,6 +515,25 @@ defmodule Codex.Files.FileModuleTest do
       PuppetFile.release(removing)
       assert Task.await(stopping) == :ok
       eventually(fn -> not File.exists?(destination) end)
+    end
+  end
+
+  describe "a registry that the test process is linked to" do
+    # What hosts do: the test links a registry, whose callback blocks for ever, and comes to its end,
+    # with `:shutdown`. What is to happen on exit finds the registry by its name.
+    test "is gone with it, and can be stopped by its name on exit", %{source: source} do
+      PuppetFile.tell(:cp!, :block)
+      name = :a_hosts_registry
+
+      {:ok, registry} =
+        Registry.start_link(name: name, manifest_table: :a_table, file_module: PuppetFile)
+
+      send_request(registry, {:stage, stage_opts(source)}, 1)
+      callback(:cp!)
+
+      on_exit(fn ->
+        with pid when is_pid(pid) <- Process.whereis(name), do: GenServer.stop(pid, :normal)
+      end)
     end
   end
 
