@@ -14,13 +14,15 @@ defmodule Codex.Files.ChildVM do
   the calling process.
 
   Options: `:umask`; `:ebin`, the directory of the library's modules, beside which its `priv` is;
-  `:stderr`, a file for what it prints there.
+  `:stderr`, a file for what it prints there, by default where this VM prints it.
   """
   def start(staging_dir, env \\ [], opts \\ []) do
     umask = Keyword.get(opts, :umask, "022")
     ebin = Keyword.get_lazy(opts, :ebin, fn -> Application.app_dir(:codex_files, "ebin") end)
-    stderr = Keyword.get(opts, :stderr, "/dev/stderr")
-    script = ~s(umask #{umask}; exec elixir "$@" 2>>"$0")
+
+    # Inherited and not opened as /dev/stderr: a pipe or a file of another user's cannot be opened again.
+    {stderr, redirection} = if path = opts[:stderr], do: {path, ~s(2>>"$0")}, else: {"sh", ""}
+    script = ~s(umask #{umask}; exec elixir "$@" #{redirection})
 
     # The shells that start Elixir and Erlang replace themselves: the port's process is the VM.
     port =
