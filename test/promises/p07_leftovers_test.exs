@@ -6,6 +6,8 @@ defmodule Codex.Files.P07LeftoversTest do
 
   use Codex.Files.StagingCase, async: false
 
+  @moduletag :user
+
   defp stage(folder, contents, opts) do
     for content <- contents do
       {:ok, attachment} = Codex.Files.stage(write(folder, "source/#{content}", content), opts)

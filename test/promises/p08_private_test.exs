@@ -7,6 +7,8 @@ defmodule Codex.Files.P08PrivateTest do
 
   use Codex.Files.StagingCase, async: false
 
+  @moduletag :user
+
   alias Codex.Files.ChildVM
 
   # Only root can play another user.

@@ -6,6 +6,8 @@ defmodule Codex.Files.P09ForeignFilesTest do
 
   use Codex.Files.StagingCase, async: false
 
+  @moduletag :user
+
   # As a registry's own directory is called.
   @area "codex_files-0123456789abcdef"
 

@@ -6,6 +6,8 @@ defmodule Codex.Files.P10TwoVMsTest do
 
   use Codex.Files.StagingCase, async: false
 
+  @moduletag :user
+
   alias Codex.Files.ChildVM
 
   setup %{folder: folder} do

@@ -179,6 +179,7 @@ defmodule Codex.Files.TelemetryTest do
       FakeTelemetry.start()
     end
 
+    @tag :user
     test "comes for each file that could not be removed, with the reason", %{folder: folder} do
       [stuck, free] =
         for content <- ["stuck", "free"] do
@@ -216,6 +217,7 @@ defmodule Codex.Files.TelemetryTest do
       assert events(:cleaned) == []
     end
 
+    @tag :user
     test "comes for what the cleanup on time could not remove", %{source: source} do
       configure(:attachment_cleanup_interval_ms, 20)
       {:ok, attachment} = Codex.Files.stage(source, ttl_ms: 300)
@@ -235,6 +237,7 @@ defmodule Codex.Files.TelemetryTest do
                      5_000
     end
 
+    @tag :user
     test "does not come for what a reset could not remove", %{source: source} do
       {:ok, attachment} = Codex.Files.stage(source)
       make_unremovable(attachment.path)

@@ -522,21 +522,26 @@ pub fn child(test: &str, environment: &[(&str, &OsStr)]) -> std::process::Comman
 pub struct Mount(PathBuf);
 
 impl Mount {
-    /// `None`: nobody lets us mount anything.
-    pub fn new(kind: &str, at: &Path, options: &str) -> Option<Self> {
+    pub fn new(kind: &str, at: &Path, options: &str) -> Self {
         use nix::mount::{MsFlags, mount};
         fs::create_dir_all(at).unwrap();
-        match mount(
-            Some("none"),
-            at,
-            Some(kind),
-            MsFlags::empty(),
-            Some(options),
-        ) {
-            Ok(()) => Some(Self(at.to_owned())),
-            Err(nix::errno::Errno::EPERM | nix::errno::Errno::EACCES) => None,
-            Err(errno) => panic!("could not mount {kind}: {errno}"),
-        }
+        let none = MsFlags::empty();
+        mount(Some("none"), at, Some(kind), none, Some(options)).unwrap();
+        Self(at.to_owned())
+    }
+
+    /// What is a mount, be it of itself, cannot be removed.
+    pub fn on_itself(path: &Path) -> Self {
+        use nix::mount::{MsFlags, mount};
+        mount(
+            Some(path),
+            path,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .unwrap();
+        Self(path.to_owned())
     }
 }
 
