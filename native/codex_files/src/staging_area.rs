@@ -515,6 +515,8 @@ impl Drop for Scratch {
         if self.gone {
             return;
         }
+        // First: FUSE gives a file that is open another name, and its directory could not be removed.
+        drop(self.file.take());
         // Nobody is left to tell of a failure; the next start removes what stays.
         match &self.elsewhere {
             None => {
