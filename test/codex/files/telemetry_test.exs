@@ -26,13 +26,18 @@ defmodule Codex.Files.TelemetryTest do
     registry = start_registry()
     puppet = start_registry(file_module: PuppetFile)
 
+    # Each at a place of its own: a file module cannot copy over what nobody may write.
+    opts = fn key, overrides ->
+      place = Path.join([Path.dirname(source), "places of #{key}", "notes.txt"])
+      stage_opts(source, [checksum: key, destination_path: place] ++ overrides)
+    end
+
     [
       {"Codex.Files", &Codex.Files.stage(source, &1), &Codex.Files.force_cleanup/0},
-      {"Codex.Files.Registry", &Registry.stage(stage_opts(source, [checksum: "1"] ++ &1)),
-       &Registry.force_cleanup/0}
+      {"Codex.Files.Registry", &Registry.stage(opts.("1", &1)), &Registry.force_cleanup/0}
     ] ++
       for {name, registry} <- [{"a call", registry}, {"a file module", puppet}] do
-        {name, &GenServer.call(registry, {:stage, stage_opts(source, [checksum: name] ++ &1)}),
+        {name, &GenServer.call(registry, {:stage, opts.(name, &1)}),
          fn -> GenServer.call(registry, :force_cleanup) end}
       end
   end
