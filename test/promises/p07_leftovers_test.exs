@@ -126,13 +126,13 @@ defmodule Codex.Files.P07LeftoversTest do
 
     test "is tried again by the cleanup on time", %{folder: folder, staging_dir: staging_dir} do
       configure(:attachment_cleanup_interval_ms, 20)
-      [stuck] = stage(folder, ["stuck"], ttl_ms: 300)
+      [stuck] = stage(folder, ["stuck"], ttl_ms: 2_000)
       undo = make_unremovable(stuck.path)
       # An earlier one is gone only when a cleanup has run.
       eventually(fn ->
         [marker] = stage(folder, ["marker"], ttl_ms: 0)
         eventually(fn -> marker not in Codex.Files.list_staged() end)
-        DateTime.diff(DateTime.utc_now(), stuck.inserted_at, :millisecond) > 400
+        DateTime.diff(DateTime.utc_now(), stuck.inserted_at, :millisecond) > 2_100
       end)
 
       assert Codex.Files.list_staged() == [stuck]

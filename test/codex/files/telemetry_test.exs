@@ -225,7 +225,7 @@ defmodule Codex.Files.TelemetryTest do
     @tag :user
     test "comes for what the cleanup on time could not remove", %{source: source} do
       configure(:attachment_cleanup_interval_ms, 20)
-      {:ok, attachment} = Codex.Files.stage(source, ttl_ms: 300)
+      {:ok, attachment} = Codex.Files.stage(source, ttl_ms: 2_000)
       undo = make_unremovable(attachment.path)
 
       assert_receive {:telemetry, [:codex, :attachment, :cleanup_failed], %{count: 1, bytes: 10},
