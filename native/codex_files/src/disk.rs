@@ -88,20 +88,34 @@ impl FileId {
 }
 
 /// A file's state: if two looks at a path give the same one, nobody wrote to the file in between
-/// (but see [`Fingerprint::settled`], and the description of the module `recognition`).
+/// (but see the description of the module [`recognition`](crate::recognition)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Fingerprint {
+pub struct Fingerprint {
     pub(crate) id: FileId,
     ctime_ns: i64,
 }
 
 impl Fingerprint {
+    /// What a look has seen.
+    #[must_use]
     #[allow(clippy::unnecessary_cast, reason = "the types differ between systems")]
-    pub(crate) fn of(stat: &FileStat) -> Self {
+    pub fn of(stat: &FileStat) -> Self {
         Self {
             id: FileId::of(stat),
             ctime_ns: nanoseconds(stat.st_ctime as i64, stat.st_ctime_nsec as i64),
         }
+    }
+
+    /// All that it consists of.
+    pub(crate) fn numbers(&self) -> [u64; 5] {
+        let FileId {
+            dev,
+            ino,
+            size,
+            mtime_ns,
+        } = self.id;
+        let [mtime, ctime] = [mtime_ns, self.ctime_ns].map(i64::cast_unsigned);
+        [dev, ino, size, mtime, ctime]
     }
 
     /// Whether the file was last changed long enough before `wall_ms` that another change would

@@ -16,7 +16,7 @@ pub mod error;
 mod large_copies;
 pub mod manifest;
 pub mod panics;
-mod recognition;
+pub mod recognition;
 pub mod registry;
 pub mod retention;
 pub mod staging_area;

@@ -15,12 +15,12 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use crate::attachment::{Attachment, Listing, Manifest, Outcome, StagedFile, Staging, Waiter};
 use crate::checksum::{self, Checksum};
 use crate::copiers;
-use crate::disk::{self, Buffer, Fingerprint, SMALL_BUFFER, Source};
+use crate::disk::{self, Buffer, Fingerprint, INLINE_LIMIT, SMALL_BUFFER, Source};
 use crate::error::{Error, Failures, Result};
 use crate::large_copies::LargeCopies;
 use crate::manifest::waiting::Origin;
 use crate::manifest::{Admission, Metrics};
-use crate::recognition::{Recognised, Recognition};
+use crate::recognition::{Likeness, Recognition};
 use crate::retention::Retention;
 use crate::staging_area::{self, Area, PublishError, Published, StagingDir};
 use crate::sweeper::{self, Command, Reply, Report, Sweeper};
@@ -108,7 +108,7 @@ pub struct Registry {
     /// By staging directory, as asked for; `None` once the registry has stopped, so that none is
     /// opened any more. Not the manifest's lock: an area may be opened meanwhile.
     areas: Mutex<Option<HashMap<PathBuf, Arc<Area>>>>,
-    recognition: Option<Recognition>,
+    recognition: Option<Recognition<StagedFile>>,
     ownership: Mutex<Ownership>,
     /// Set at the end: copies that are under way give up.
     ending: AtomicBool,
@@ -142,7 +142,7 @@ impl Registry {
         let registry = Arc::new(Self {
             manifest: Manifest::new(),
             areas: Mutex::new(Some(HashMap::new())),
-            recognition: options.recognise_unchanged.then(Recognition::new),
+            recognition: options.recognise_unchanged.then(Recognition::default),
             ownership: Mutex::new(Ownership::AbandonedSince(Instant::now())),
             ending: AtomicBool::new(false),
             at_work: RwLock::new(()),
@@ -246,10 +246,14 @@ impl Registry {
     #[must_use]
     pub fn refresh(&self, checksum: &[u8], retention: Retention) -> Option<Attachment> {
         let file = self.manifest.lookup(checksum)?;
-        if !file.is_local() || !file.is_intact() {
+        self.refresh_at_once(&file, retention)
+    }
+
+    fn refresh_at_once(&self, file: &Arc<StagedFile>, retention: Retention) -> Option<Attachment> {
+        if !file.is_local() {
             return None;
         }
-        self.manifest.refresh(&file, retention, Now::read())
+        self.refresh_if_intact(file, retention)
     }
 
     /// Stages a file again that is recognised, if that takes no more than a look at it, which waits
@@ -264,12 +268,8 @@ impl Registry {
     ) -> std::result::Result<Attachment, Miss> {
         let recognition = self.recognition.as_ref().ok_or(Miss::Unclear)?;
         let seen = disk::glance(source).ok_or(Miss::Unclear)?;
-        match recognition.recognise(&seen) {
-            Some(Recognised::Unchanged(checksum)) => {
-                self.refresh(&checksum, retention).ok_or(Miss::Unclear)
-            }
-            Some(Recognised::Familiar) | None => Err(Miss::New),
-        }
+        let file = recognition.find(&seen, Likeness::Proof).ok_or(Miss::New)?;
+        self.refresh_at_once(&file, retention).ok_or(Miss::Unclear)
     }
 
     /// Stages a file under the caller's checksum. `None`: a waiter gets the answer.
@@ -288,7 +288,7 @@ impl Registry {
                 Ok(source) => source,
                 Err(error) => return Ok(Some(fail(staging, error))),
             };
-            if source.size() <= disk::INLINE_LIMIT as u64 {
+            if source.size() <= INLINE_LIMIT as u64 {
                 return Ok(Some(self.stage_here(request, &source, staging)));
             }
             let size = source.size();
@@ -379,19 +379,21 @@ impl Registry {
 
     /// Stages a file again that is recognised as one that was hashed before.
     fn stage_unchanged(&self, seen: &Fingerprint, request: &FileRequest) -> Option<Attachment> {
-        match self.recognition.as_ref()?.recognise(seen)? {
-            Recognised::Unchanged(checksum) => self.stage_known(&checksum, request.retention),
-            Recognised::Familiar => None,
-        }
+        let recognition = self.recognition.as_ref()?;
+        let file = recognition.find(seen, Likeness::Proof)?;
+        self.refresh_if_intact(&file, request.retention)
     }
 
-    /// Stages a known checksum again, if its file is still there.
-    fn stage_known(&self, checksum: &[u8], retention: Retention) -> Option<Attachment> {
-        let file = self.manifest.lookup(checksum)?;
+    /// Stages what is staged again, if its file is still there.
+    fn refresh_if_intact(
+        &self,
+        file: &Arc<StagedFile>,
+        retention: Retention,
+    ) -> Option<Attachment> {
         if !file.is_intact() {
             return None;
         }
-        self.manifest.refresh(&file, retention, Now::read())
+        self.manifest.refresh(file, retention, Now::read())
     }
 
     fn stage_small_file(
@@ -408,24 +410,22 @@ impl Registry {
                 return Ok(SmallFile::Large { size });
             };
             let content = &buffer[..length];
+            let size = length as u64;
             let checksum = checksum::key(&checksum::digest(content));
-            self.remember(&source, started, length as u64, &checksum);
-            let staging = match self.admit(&checksum, request.retention, make_waiter)? {
-                Admitted::Lead(staging) => staging,
-                Admitted::Done(outcome) => return Ok(SmallFile::Staged(outcome)),
+            let outcome = match self.admit(&checksum, request.retention, make_waiter)? {
+                Admitted::Lead(staging) => {
+                    let published = self.with_area(&request.staging_dir, |area| {
+                        area.publish_small(&checksum, &request.name, content, source.staged_mode())
+                    });
+                    Some(match published {
+                        Ok(published) => enter(staging, published, request.name.clone(), size),
+                        Err(error) => fail(staging, error),
+                    })
+                }
+                Admitted::Done(outcome) => outcome,
             };
-            let published = self.with_area(&request.staging_dir, |area| {
-                area.publish_small(&checksum, &request.name, content, source.staged_mode())
-            });
-            Ok(SmallFile::Staged(Some(match published {
-                Ok(published) => enter(
-                    staging,
-                    published,
-                    request.name.clone(),
-                    content.len() as u64,
-                ),
-                Err(error) => fail(staging, error),
-            })))
+            self.remember(&source, started, size, outcome.as_ref());
+            Ok(SmallFile::Staged(outcome))
         })
     }
 
@@ -455,7 +455,10 @@ impl Registry {
         if let Some(attachment) = self.stage_unchanged(&seen, request) {
             return Ok(known(attachment));
         }
-        let familiar = recognition.recognise(&seen).is_some();
+        let familiar = [Likeness::Hint, Likeness::Proof].iter().any(|&likeness| {
+            let file = recognition.find(&seen, likeness);
+            file.is_some_and(|file| file.is_intact())
+        });
         let result = self.read_large_file(request, &source, started, familiar, waiter);
         if let (Some(copying), Err(error) | Ok(Outcome::Failed(error))) = (copying, &result)
             && error.is_lack_of_room()
@@ -465,7 +468,7 @@ impl Registry {
         result
     }
 
-    /// Reads and copies it at once, or reads it first if its content may well be known.
+    /// Reads and copies it at once, or reads it first if its content may well be staged.
     fn read_large_file(
         &self,
         request: &FileRequest,
@@ -483,10 +486,12 @@ impl Registry {
             if staging.is_none() && (familiar || short.is_some()) {
                 let (digest, size) = source.digest()?;
                 let checksum = checksum::key(&digest);
-                self.remember(source, started, size, &checksum);
                 match self.admit(&checksum, request.retention, || hand_over(waiter))? {
                     Admitted::Lead(lead) => staging = Some(lead),
-                    Admitted::Done(outcome) => return Ok(outcome.unwrap_or(Outcome::Retry)),
+                    Admitted::Done(outcome) => {
+                        self.remember(source, started, size, outcome.as_ref());
+                        return Ok(outcome.unwrap_or(Outcome::Retry));
+                    }
                 }
             }
             // There was no room, and the content is not known.
@@ -530,7 +535,6 @@ impl Registry {
             let scratch = area.large_scratch(mode)?;
             let (size, digest) = source.copy_into(scratch.file()?, scratch.path())?;
             let checksum = checksum::key(&digest);
-            self.remember(source, started, size, &checksum);
             // One of another content is of no use.
             let ticket = staging
                 .take()
@@ -541,8 +545,9 @@ impl Registry {
                     match self.admit(&checksum, request.retention, || hand_over(waiter))? {
                         Admitted::Lead(lead) => lead,
                         // The waiter waits for whoever holds the ticket; this copy was in vain.
-                        Admitted::Done(None) => return Ok(Err(Outcome::Retry)),
-                        Admitted::Done(Some(outcome)) => return Ok(Err(outcome)),
+                        Admitted::Done(outcome) => {
+                            return Ok((size, Err(outcome.unwrap_or(Outcome::Retry))));
+                        }
                     }
                 }
             };
@@ -552,23 +557,47 @@ impl Registry {
                 // The copy went with its area, and the next one may have another content.
                 *staging = None;
             }
-            Ok(Ok((published?, size)))
+            Ok((size, Ok(published?)))
         });
-        match published? {
-            Ok((published, size)) => Ok(match staging.take() {
+        let (size, published) = published?;
+        let outcome = match published {
+            Ok(published) => match staging.take() {
                 Some(staging) => enter(staging, published, request.name.clone(), size),
                 None => Outcome::Retry,
-            }),
-            Err(outcome) => Ok(outcome),
-        }
+            },
+            Err(outcome) => outcome,
+        };
+        self.remember(source, started, size, Some(&outcome));
+        Ok(outcome)
     }
 
-    /// `size` is how many bytes have been read. A file that says that it has another number of them
-    /// may say anything of its times.
-    fn remember(&self, source: &Source<'_>, started: Now, size: u64, checksum: &Checksum) {
+    /// Remembers the source of what was staged. `size` is how many bytes have been read: a file that
+    /// says that it has another number of them may say anything of its times.
+    fn remember(&self, source: &Source<'_>, started: Now, size: u64, outcome: Option<&Outcome>) {
+        let (Some(recognition), Some(Outcome::Staged { attachment, .. })) =
+            (&self.recognition, outcome)
+        else {
+            return;
+        };
+        let likeness = if source.size() == size && source.would_show_changes_since(started) {
+            Likeness::Proof
+        } else if size > INLINE_LIMIT as u64 {
+            Likeness::Hint
+        } else {
+            // A small file is read in any case.
+            return;
+        };
+        recognition.remember(&source.fingerprint(), likeness, &attachment.file, || {
+            let totals = self.manifest.metrics().totals;
+            let staged = totals.persistent_count + totals.expirable_count;
+            usize::try_from(staged).unwrap_or(usize::MAX)
+        });
+    }
+
+    /// Forgets the sources of files that have been removed.
+    pub(crate) fn forget_removed(&self) {
         if let Some(recognition) = &self.recognition {
-            let shows_changes = source.size() == size && source.would_show_changes_since(started);
-            recognition.remember(source.fingerprint(), shows_changes, checksum.clone());
+            recognition.forget_removed();
         }
     }
 
@@ -671,8 +700,12 @@ impl Registry {
 
     /// Removes the expired attachments, and reports on some of them at a time.
     pub(crate) fn sweep(&self, reported: impl FnMut(Report)) {
-        let remove = |file: &Arc<StagedFile>| file.remove();
-        sweeper::sweep_in_batches(&self.manifest, Now::read(), remove, reported);
+        sweeper::sweep_in_batches(
+            &self.manifest,
+            Now::read(),
+            |file| self.remove(file),
+            reported,
+        );
     }
 
     /// Removes all attachments, and what dead registries left below `dir`.
@@ -699,8 +732,16 @@ impl Registry {
         failures
     }
 
+    fn remove(&self, file: &StagedFile) -> Result<()> {
+        file.remove()?;
+        if let Some(recognition) = &self.recognition {
+            recognition.one_was_removed();
+        }
+        Ok(())
+    }
+
     fn remove_all(&self) -> Failures {
-        sweeper::remove_all(&self.manifest, |file| file.remove())
+        sweeper::remove_all(&self.manifest, |file| self.remove(file))
             .into_iter()
             .map(|(attachment, error)| (attachment.file.path.to_path_buf(), error))
             .collect()
@@ -878,4 +919,53 @@ pub fn check_name(name: &[u8]) -> Result<()> {
 #[must_use]
 pub fn default_name(path: &Path) -> &[u8] {
     path.file_name().map_or(&[], OsStr::as_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::retention::Ttl;
+
+    struct Deaf;
+
+    impl Observer for Deaf {
+        fn cleaned(&self, _report: Report) {}
+        fn ended(&self) {}
+    }
+
+    #[test]
+    fn p3_a_file_of_which_other_bytes_were_read_than_its_size_says_is_not_recognised() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let registry = Registry::start(Options {
+            cleanup_interval: Duration::MAX,
+            orphan_grace: Duration::MAX,
+            recognise_unchanged: true,
+            observer: Box::new(Deaf),
+        })
+        .expect("a thread can be had");
+        let request = FileRequest {
+            source: dir.path().join("source"),
+            name: Box::from(&b"name"[..]),
+            retention: Retention {
+                persist: true,
+                ttl: Ttl::Infinity,
+            },
+            staging_dir: StagingDir {
+                path: dir.path().join("staging"),
+                is_default: false,
+            },
+        };
+        std::fs::write(&request.source, b"content").expect("a source");
+        let outcome = registry.stage_file(&request, Miss::New, &|| Waiter::new(drop));
+        assert!(matches!(outcome, Some(Outcome::Staged { .. })));
+
+        let source = Source::open(&request.source).expect("it is there");
+        let mut later = Now::read();
+        later.wall_ms += 10_000;
+        for (size, recognised) in [(6, false), (8, false), (0, false), (7, true)] {
+            registry.remember(&source, later, size, outcome.as_ref());
+            let again = registry.refresh_file(&request.source, request.retention);
+            assert_eq!(again.is_ok(), recognised, "{size} bytes");
+        }
+    }
 }

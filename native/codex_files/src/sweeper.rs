@@ -172,6 +172,8 @@ fn run(registry: &Weak<Registry>, inbox: &Receiver<Command>, mut options: Option
             });
             next_cleanup = deadline(options.cleanup_interval);
         }
+        // Whoever was told of the removed files has let go of them by now.
+        let _ = contained(|| registry.forget_removed());
         ends_at = registry.ends_at(options.orphan_grace);
     }
 }

@@ -876,10 +876,43 @@ fn a_small_file_takes_no_more_system_calls_than_these() {
         calls.min_by_key(Vec::len).unwrap()
     };
     let look = ["openat2", "statx"];
-    let read = ["open", "fstat", "read", "fstatfs"];
+    let read = ["open", "fstat", "read"];
     let write = ["mkdir", "create", "write", "fstat", "close", "rename"];
     let new = fewest(|outcome| drop(copied(outcome)));
-    assert_eq!(new, [&look[..], &read, &write, &["lstat"]].concat());
+    assert_eq!(
+        new,
+        [&look[..], &read, &write, &["lstat", "fstatfs"]].concat()
+    );
     let unchanged = fewest(|outcome| drop(known(outcome)));
     assert_eq!(unchanged, ["openat2", "statx", "lstat"]);
+}
+
+/// How a staged copy goes while its source stays.
+type Loss = fn(&Lab, &Path);
+
+/// Of a large file that was staged before, and whose copy has gone, nothing is known that would make it
+/// worth reading before it is copied.
+#[test]
+fn a_large_file_whose_copy_has_gone_is_read_once() {
+    let _alone = alone();
+    let mut lab = Lab::new();
+    lab.retention = EXPIRED;
+    let source = lab.source("source", &content(LARGE, 1));
+    let stage = || fault::run(NO_FAULT, || copied(lab.stage_file(&source)));
+    let reads = |calls: &[&str]| calls.iter().filter(|call| call.contains("read")).count();
+    let expire: Loss = |lab, _| assert_eq!(lab.cleanup().cleaned.len(), 1);
+    let reset: Loss = |lab, _| assert!(lab.reset().is_empty());
+    let lose: Loss = |_, path| fs::remove_file(path).unwrap();
+
+    let (_, first) = stage();
+    for times in ["young", "old"] {
+        for (name, go) in [("expired", expire), ("reset", reset), ("lost", lose)] {
+            // So that its times are remembered as what they are.
+            let (attachment, _) = fault::run(NO_FAULT, || staged(lab.stage_file(&source)));
+            go(&lab, &attachment.file.path);
+            let (_, again) = stage();
+            assert_eq!(reads(&again), reads(&first), "{name}, {times}: {again:?}");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2_100));
+    }
 }
