@@ -37,8 +37,9 @@ defmodule Codex.Files do
 
     * `:stopped`, `:noproc`, `:normal`, `:shutdown`, `{:shutdown, detail}`, `:killed` - the registry
       ended before it had answered. Call again, which waits for its successor or starts one
-    * `:not_started` - `Codex.Supervisor` is not running, or the registry is not among its children or
-      has not been restarted in five seconds. Let that supervisor start `{Codex.Files.Registry, []}`
+    * `:not_started` - applications or the VM are being stopped; or `Codex.Supervisor` is not running,
+      or the registry is not among its children or has not been restarted in five seconds: let that
+      supervisor start `{Codex.Files.Registry, []}`
     * `{:manifest_table_taken, table}` - the registry could not start, because there is an ETS table
       of this name. `:ets.info(table, :owner)` says whose it is: rename that one
     * `:native_library_not_loaded` - standard error says why, and what to do

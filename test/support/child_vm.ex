@@ -49,6 +49,18 @@ defmodule Codex.Files.ChildVM do
 
   defp code, do: "#{inspect(__MODULE__)}.main()"
 
+  @doc "Loads all modules of the library, as a release does when it starts."
+  def load_modules(vm) do
+    eval(
+      vm,
+      quote do
+        _ = Application.load(:codex_files)
+        {:ok, modules} = :application.get_key(:codex_files, :modules)
+        :ok = :code.ensure_modules_loaded(modules)
+      end
+    )
+  end
+
   @doc "Evaluates quoted code in the VM and returns its value."
   def eval(vm, quoted) do
     request(vm, quoted)
@@ -113,8 +125,12 @@ defmodule Codex.Files.ChildVM do
         spawn(fn -> IO.puts(@answer <> encode(evaluate(quoted))) end)
         main()
 
-      _end ->
+      :eof ->
         System.halt(0)
+
+      # The VM is being stopped, and its input was stopped before.
+      {:error, _reason} ->
+        Process.sleep(:infinity)
     end
   end
 

@@ -9,6 +9,16 @@ defmodule Codex.Files.FakeSdk do
 
   @doc "Makes the application known until the test ends, without starting it."
   def load(start_args \\ []) do
+    load_for_good(start_args)
+
+    on_exit(fn ->
+      _ = Application.stop(:codex_sdk)
+      :ok = Application.unload(:codex_sdk)
+    end)
+  end
+
+  @doc "The same for a VM that ends with the test. `:before` are children to start before ours."
+  def load_for_good(start_args \\ []) do
     :ok =
       :application.load(
         {:application, :codex_sdk,
@@ -21,18 +31,15 @@ defmodule Codex.Files.FakeSdk do
            mod: {__MODULE__, start_args}
          ]}
       )
-
-    on_exit(fn ->
-      _ = Application.stop(:codex_sdk)
-      :ok = Application.unload(:codex_sdk)
-    end)
   end
 
   @impl true
   def start(_type, start_args) do
+    {before, opts} = Keyword.pop(start_args, :before, [])
+
     Supervisor.start_link(
-      [{Task.Supervisor, name: Codex.TaskSupervisor}, {Codex.Files.Registry, []}],
-      Keyword.merge([strategy: :one_for_one, name: Codex.Supervisor], start_args)
+      before ++ [{Task.Supervisor, name: Codex.TaskSupervisor}, {Codex.Files.Registry, []}],
+      Keyword.merge([strategy: :one_for_one, name: Codex.Supervisor], opts)
     )
   end
 end

@@ -104,6 +104,10 @@ defmodule Codex.Files.Registry do
   `Codex.Supervisor`'s child: one that is down is restarted there, one that has been deleted gives
   `{:error, :not_started}`. Otherwise the registry runs under this library's own supervisor.
 
+  However many processes call it at once, one of them starts the registry, and the others wait for
+  that one. If the registry does not run while applications or the VM are being stopped, or while one
+  of these supervisors waits for the end of a child, the result is `{:error, :not_started}` at once.
+
   ## Examples
 
       iex> {:ok, registry} = Codex.Files.Registry.ensure_started()
@@ -112,14 +116,7 @@ defmodule Codex.Files.Registry do
 
   """
   @spec ensure_started() :: {:ok, pid()} | {:error, term()}
-  def ensure_started do
-    pid = Process.whereis(__MODULE__)
-
-    # One that is being killed may still have its name.
-    if pid != nil and Process.alive?(pid),
-      do: {:ok, pid},
-      else: start_supervised(Application.load(:codex_sdk))
-  end
+  defdelegate ensure_started(), to: Codex.Files.Startup
 
   @doc """
   Stages a file under a checksum and at a destination of the caller's choice.
@@ -356,80 +353,6 @@ defmodule Codex.Files.Registry do
   # the error to their callers instead.
   defp exit_if_stopped({:error, :stopped}), do: exit({:stopped, {__MODULE__, :handle, []}})
   defp exit_if_stopped(result), do: result
-
-  ## Starting
-
-  defp start_supervised({:error, {:already_loaded, _app}}), do: start_supervised(:ok)
-
-  defp start_supervised(:ok) do
-    with {:ok, _started} <- Application.ensure_all_started(:codex_sdk) do
-      ensure_child(Codex.Supervisor, 1_000)
-    end
-  end
-
-  # There is no SDK.
-  defp start_supervised({:error, _reason}) do
-    with {:ok, _started} <- Application.ensure_all_started(:codex_files) do
-      case Supervisor.start_child(Codex.Files.Supervisor, {__MODULE__, []}) do
-        {:ok, pid} -> {:ok, pid}
-        {:error, {:already_started, _pid}} -> ensure_child(Codex.Files.Supervisor, 1_000)
-        {:error, :already_present} -> ensure_child(Codex.Files.Supervisor, 1_000)
-        # The supervisor adds the child to the reason.
-        {:error, {reason, child}} when elem(child, 0) == :child -> {:error, reason}
-        {:error, reason} -> {:error, reason}
-      end
-    end
-  catch
-    :exit, {reason, {GenServer, :call, _args}} -> {:error, reason}
-  end
-
-  defp ensure_child(supervisor, attempts) do
-    children = Supervisor.which_children(supervisor)
-
-    case List.keyfind(children, __MODULE__, 0) do
-      {_id, pid, _type, _modules} when is_pid(pid) ->
-        # The supervisor may not have heard yet that it was killed.
-        if Process.alive?(pid), do: {:ok, pid}, else: look_again(supervisor, attempts)
-
-      {_id, :undefined, _type, _modules} ->
-        restart_child(supervisor, attempts)
-
-      {_id, :restarting, _type, _modules} ->
-        look_again(supervisor, attempts)
-
-      nil ->
-        {:error, :not_started}
-    end
-  catch
-    :exit, _reason -> {:error, :not_started}
-  end
-
-  # The supervisor is at it: once it has tried, there is another state to see.
-  defp look_again(_supervisor, 0), do: {:error, :not_started}
-
-  defp look_again(supervisor, attempts) do
-    Process.sleep(5)
-    ensure_child(supervisor, attempts - 1)
-  end
-
-  defp restart_child(supervisor, attempts) do
-    case Supervisor.restart_child(supervisor, __MODULE__) do
-      {:ok, pid} ->
-        {:ok, pid}
-
-      {:ok, pid, _info} ->
-        {:ok, pid}
-
-      {:error, reason} when reason in [:running, :restarting] and attempts > 0 ->
-        ensure_child(supervisor, attempts - 1)
-
-      {:error, :not_found} ->
-        {:error, :not_started}
-
-      {:error, reason} ->
-        {:error, reason}
-    end
-  end
 
   ## The process
 
