@@ -64,7 +64,7 @@ defmodule Codex.Files do
 
   """
 
-  alias Codex.Files.{Attachment, Config, FileModule, FileModuleRegistry, Native, Registry}
+  alias Codex.Files.{Attachment, Config, Native, Options, Registry, Verification}
 
   @doc """
   Returns the directory below which files are staged.
@@ -261,7 +261,7 @@ defmodule Codex.Files do
   defp path_bytes(path) when is_binary(path), do: {:ok, path}
 
   defp path_bytes(path) do
-    case Registry.path_bytes(path) do
+    case Options.path_bytes(path) do
       {:ok, bytes} -> {:ok, bytes}
       :error -> {:error, {:invalid_option, :path, path}}
     end
@@ -283,8 +283,8 @@ defmodule Codex.Files do
       destination_path: staging_dir()
     }
 
-    with {:ok, asked} <- FileModuleRegistry.check(asked),
-         {:ok, {checksum, size}} <- FileModule.digest(path) do
+    with {:ok, asked} <- Options.stage_opts(asked),
+         {:ok, {checksum, size}} <- Verification.digest(path) do
       name = Keyword.get_lazy(opts, :name, fn -> Path.basename(path) end)
 
       Registry.stage(%{

@@ -16,7 +16,7 @@ defmodule Codex.Files.Config do
         {default_staging_dir(), true}
 
       dir ->
-        case Codex.Files.Registry.path_bytes(dir) do
+        case Codex.Files.Options.path_bytes(dir) do
           {:ok, bytes} -> {bytes, false}
           # Whoever uses it gets an error that shows it.
           :error -> {dir, false}

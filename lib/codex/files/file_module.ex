@@ -10,22 +10,10 @@ defmodule Codex.Files.FileModule do
   #
   # A worker whose registry is gone ends and undoes nothing: the place may be the successor's by then.
 
-  alias Codex.Files.{Attachment, Registry, Telemetry}
+  alias Codex.Files.{Attachment, ManifestTable, Registry, Telemetry, Verification}
 
   @typedoc "What a worker works with: the host's module, the registry, and a monitor of that."
   @type worker :: %{module: module(), registry: pid(), monitor: reference()}
-
-  @typedoc """
-  What a changed file differs in, and whether its times were old when its content was verified: they
-  are in seconds, so that a change within the same second does not show. `nil` for a file that is not
-  to be seen, since the host's module keeps it elsewhere.
-  """
-  @type look :: {identity :: tuple(), settled? :: boolean()} | nil
-
-  @type entry :: {String.t(), Attachment.t(), deadline :: integer() | :infinity, look()}
-
-  @settled_after_s 2
-  @chunk_bytes 262_144
 
   @doc "Starts a worker, which the calling registry monitors from then on."
   @spec start(module(), (worker() -> term())) :: pid()
@@ -43,7 +31,7 @@ defmodule Codex.Files.FileModule do
 
   @doc "Removes the staging directory, as the first operation of a registry."
   @spec clear(worker(), Path.t()) :: :ok | {:error, term()}
-  def clear(worker, dir), do: remove_file(worker, dir)
+  def clear(worker, dir), do: call(worker, :rm_rf, [dir])
 
   @doc """
   Copies a file, unless `entry` says that its content is known and a look finds that file unchanged.
@@ -51,9 +39,9 @@ defmodule Codex.Files.FileModule do
   Tells the registry `{:known, look}` or `{:copied, look}`, and what it answers the callers. Exits with
   `{:failed, reason}` if the file cannot be staged.
   """
-  @spec stage(worker(), Registry.stage_opts(), entry() | nil) :: term()
+  @spec stage(worker(), Registry.stage_opts(), ManifestTable.entry() | nil) :: term()
   def stage(worker, opts, entry) do
-    staged = with :lost <- look_again(entry), do: copy(worker, opts)
+    staged = with :lost <- Verification.look_again(entry), do: copy(worker, opts)
     with {:error, reason} <- staged, do: exit({:failed, reason})
     tell(worker, staged)
 
@@ -86,7 +74,7 @@ defmodule Codex.Files.FileModule do
   end
 
   defp remove(worker, %Attachment{checksum: checksum, path: path} = attachment) do
-    case remove_file(worker, path) do
+    case call(worker, :rm_rf, [path]) do
       :ok ->
         remove_checksum_dir(path, checksum)
         tell(worker, {:removed, checksum})
@@ -98,30 +86,11 @@ defmodule Codex.Files.FileModule do
     end
   end
 
-  @doc "The SHA-256 digest of a regular file, and its size. Takes constant memory."
-  @spec digest(Path.t()) :: {:ok, {String.t(), non_neg_integer()}} | {:error, term()}
-  def digest(path) do
-    hash = :crypto.hash_init(:sha256)
-
-    with {:ok, stat} <- File.stat(path),
-         :ok <- check_type(:unsupported_file_type, stat),
-         {:ok, digest} <- File.open(path, [:read, :raw], &digest(&1, hash, 0)),
-         do: digest
-  end
-
-  defp digest(file, hash, size) do
-    case :file.read(file, @chunk_bytes) do
-      {:ok, bytes} -> digest(file, :crypto.hash_update(hash, bytes), size + byte_size(bytes))
-      :eof -> {:ok, {Base.encode16(:crypto.hash_final(hash), case: :lower), size}}
-      {:error, _reason} = error -> error
-    end
-  end
-
   ## Staging
 
   defp copy(worker, %{source_path: source, destination_path: destination} = opts) do
     # A file that was there before is not ours to remove if the copy fails.
-    with {:ok, new?} <- check_places(source, destination) do
+    with {:ok, new?} <- Verification.check_places(source, destination) do
       with :ok <- call(worker, :mkdir_p!, [Path.dirname(destination)]),
            :ok <- call(worker, :cp!, [source, destination]) do
         verify(worker, opts)
@@ -135,9 +104,9 @@ defmodule Codex.Files.FileModule do
 
   defp verify(worker, %{checksum: checksum, destination_path: destination} = opts) do
     # The look comes first, so that a later one sees what changes while the file is read.
-    look = look(destination)
+    look = Verification.look(destination)
 
-    with {:error, _reason} = error <- check_content(checksum, destination) do
+    with {:error, _reason} = error <- Verification.check_content(checksum, destination) do
       undo(worker, opts)
       error
     else
@@ -145,90 +114,9 @@ defmodule Codex.Files.FileModule do
     end
   end
 
-  defp check_content(checksum, path) do
-    if digest?(checksum) do
-      case digest(path) do
-        {:ok, {^checksum, _size}} -> :ok
-        {:ok, {actual, _size}} -> {:error, {:checksum_mismatch, actual}}
-        {:error, _reason} = error -> error
-      end
-    else
-      :ok
-    end
-  end
-
-  defp digest?(checksum), do: byte_size(checksum) == 64 and checksum =~ ~r/\A[0-9a-f]+\z/
-
   defp undo(worker, %{checksum: checksum, destination_path: destination}) do
-    _ = remove_file(worker, destination)
+    _ = call(worker, :rm_rf, [destination])
     remove_checksum_dir(destination, checksum)
-  end
-
-  # Whether there is nothing at the destination. What is missing is the host's module's to complain
-  # of: its files may be out of our sight. A file that is staged onto itself would be emptied by the
-  # copy, and then expire.
-  defp check_places(source, destination) do
-    {source_stat, destination_stat} = {File.stat(source), File.lstat(destination)}
-
-    with :ok <- check_type(:unsupported_file_type, source_stat),
-         :ok <- check_type(:unsupported_destination, destination_stat) do
-      if match?({:ok, _stat}, source_stat) and file(source_stat) == file(destination_stat),
-        do: {:error, {:destination_is_source, source}},
-        else: {:ok, destination_stat == {:error, :enoent}}
-    end
-  end
-
-  defp file({:ok, %File.Stat{} = stat}), do: {stat.major_device, stat.inode}
-  defp file({:error, _reason}), do: nil
-
-  defp check_type(_kind, {:error, _reason}), do: :ok
-  defp check_type(kind, {:ok, stat}), do: check_type(kind, stat)
-  defp check_type(_kind, %File.Stat{type: :regular}), do: :ok
-  defp check_type(:unsupported_file_type, %File.Stat{type: :directory}), do: {:error, :eisdir}
-  defp check_type(kind, %File.Stat{type: :other} = stat), do: {:error, {kind, special_type(stat)}}
-  defp check_type(kind, %File.Stat{type: type}), do: {:error, {kind, type}}
-
-  # `File.Stat` has no type for them, but their mode tells.
-  defp special_type(%File.Stat{mode: mode}) do
-    case Bitwise.band(mode, 0o170000) do
-      0o010000 -> :fifo
-      0o140000 -> :socket
-      _another -> :other
-    end
-  end
-
-  defp look(path) do
-    with {:ok, stat} <- File.lstat(path, time: :posix) do
-      settled? = System.os_time(:second) - max(stat.mtime, stat.ctime) >= @settled_after_s
-      {{stat.major_device, stat.inode, stat.size, stat.mtime, stat.ctime}, settled?}
-    else
-      {:error, _reason} -> nil
-    end
-  end
-
-  defp look_again(nil), do: :lost
-  defp look_again({_checksum, _attachment, _deadline, nil}), do: {:known, nil}
-
-  defp look_again({checksum, %Attachment{path: path}, _deadline, {identity, settled?} = before}) do
-    case look(path) do
-      {^identity, _settled?} when settled? ->
-        {:known, before}
-
-      {^identity, _settled?} = now ->
-        if check_content(checksum, path) == :ok, do: {:known, now}, else: :lost
-
-      _changed_or_gone ->
-        :lost
-    end
-  end
-
-  ## Removing
-
-  defp remove_file(worker, path) do
-    case call(worker, :rm_rf, [path]) do
-      {:error, reason, _path} -> {:error, reason}
-      result -> result
-    end
   end
 
   # A file module cannot remove a directory only if it is empty. On any other store than this
@@ -286,7 +174,7 @@ defmodule Codex.Files.FileModule do
       {:DOWN, ^monitor, :process, _registry, _reason} ->
         exit(:shutdown)
 
-      {:registry, :stop} when stoppable? ->
+      :stop when stoppable? ->
         Process.exit(pid, :kill)
         with {:error, :killed} <- await_task(worker, task, false), do: {:error, :stopped}
     end

@@ -1,62 +1,26 @@
 defmodule Codex.Files.FileModuleRegistry do
   @moduledoc false
   # A registry that was started with a file module of the host's: the protocol of
-  # `Codex.Files.Registry` without native code. Its manifest is the ETS table, which holds
-  # `{checksum, attachment, deadline, look}`. The process itself touches no file: each staging, removal
-  # or clearing has a worker (see `Codex.Files.FileModule`), and each checksum one worker at a time.
+  # `Codex.Files.Registry` without native code. Its manifest is the ETS table. The process touches no
+  # file: each staging, removal or clearing has a worker (see `Codex.Files.FileModule`), and each
+  # checksum has one worker at a time.
   #
   # It does not trap exits, and leaves nothing to a successor: that begins with the removal of the
   # staging directory.
 
   use GenServer
 
-  alias Codex.Files.{Attachment, Config, FileModule, Registry}
+  alias Codex.Files.{Config, FileModule, ManifestTable, Options}
 
   # How long a stop waits for a file operation that does not come to its end.
   @stop_timeout_ms 4_000
-
-  @keys [:checksum, :name, :persist, :ttl_ms, :size, :source_path, :destination_path]
-  @max_u64 0xFFFF_FFFF_FFFF_FFFF
-
-  @doc "Checks the options of a staging; paths become the bytes that the file system is to see."
-  @spec check(term()) :: {:ok, Registry.stage_opts()} | {:error, term()}
-  def check(opts) when is_map(opts) do
-    Enum.reduce_while(@keys, {:ok, opts}, fn key, {:ok, opts} ->
-      with {:ok, value} <- Map.fetch(opts, key), {:ok, value} <- check(key, value) do
-        {:cont, {:ok, %{opts | key => value}}}
-      else
-        :error -> {:halt, {:error, {:missing_option, key}}}
-        error -> {:halt, error}
-      end
-    end)
-  end
-
-  def check(opts), do: {:error, {:invalid_option, :opts, opts}}
-
-  defp check(:checksum, value) when is_binary(value), do: {:ok, value}
-  defp check(:persist, value) when is_boolean(value), do: {:ok, value}
-  defp check(:ttl_ms, :infinity), do: {:ok, :infinity}
-  defp check(key, value) when key in [:ttl_ms, :size] and value in 0..@max_u64, do: {:ok, value}
-
-  defp check(:name, name) when is_binary(name) do
-    if byte_size(name) in 1..255 and name not in [".", ".."] and
-         :binary.match(name, ["/", <<0>>]) == :nomatch,
-       do: {:ok, name},
-       else: {:error, {:invalid_name, name}}
-  end
-
-  defp check(key, value) when key in [:source_path, :destination_path, :dir] do
-    with :error <- Registry.path_bytes(value), do: {:error, {:invalid_option, key, value}}
-  end
-
-  defp check(key, value), do: {:error, {:invalid_option, key, value}}
 
   ## The process
 
   @impl true
   def init(opts) do
     with {:ok, module} <- check_module(opts[:file_module]),
-         {:ok, table} <- Registry.new_table(opts) do
+         {:ok, table} <- ManifestTable.new(opts) do
       {dir, _default?} = Config.staging_dir()
       schedule_cleanup()
 
@@ -89,22 +53,22 @@ defmodule Codex.Files.FileModuleRegistry do
 
   @impl true
   def handle_call({:stage, opts}, from, state) do
-    case check(opts) do
+    case Options.stage_opts(opts) do
       {:ok, opts} -> {:noreply, work(state, {:stage, from, opts})}
       error -> {:reply, error, state}
     end
   end
 
   def handle_call({:reset, dir}, from, state) do
-    case check(:dir, dir) do
+    case Options.check(:dir, dir) do
       {:ok, _bytes} -> {:noreply, work(state, {:reset, [from]})}
       error -> {:reply, error, state}
     end
   end
 
   def handle_call(:force_cleanup, from, state), do: {:noreply, work(state, {:cleanup, [from]})}
-  def handle_call(:list, _from, state), do: {:reply, list(state), state}
-  def handle_call(:metrics, _from, state), do: {:reply, metrics(list(state)), state}
+  def handle_call(:list, _from, state), do: {:reply, ManifestTable.list(state.table), state}
+  def handle_call(:metrics, _from, state), do: {:reply, ManifestTable.metrics(state.table), state}
 
   # For `Codex.Files`: there is no native manifest.
   def handle_call(:handle, _from, state), do: {:reply, :error, state}
@@ -137,14 +101,14 @@ defmodule Codex.Files.FileModuleRegistry do
   def terminate(_reason, state) do
     state = work(%{state | stopping?: true, waiting: []}, {:reset, []})
     # The removal waits for those that are at work on what is listed.
-    stop_stagings(state, &:ets.member(state.table, &1.checksum))
+    stop_stagings(state, &ManifestTable.get(state.table, &1.checksum))
     state = answer_workers(state, &(&1.remover == nil))
     stop_stagings(state, fn _opts -> true end)
     answer_workers(state, &(&1.workers == %{}))
   end
 
   defp stop_stagings(state, which) do
-    for {pid, %{opts: opts}} <- state.workers, opts != nil, which.(opts), do: tell(pid, :stop)
+    for {pid, %{opts: opts}} <- state.workers, opts != nil, which.(opts), do: send(pid, :stop)
   end
 
   defp answer_workers(state, done?) do
@@ -178,9 +142,7 @@ defmodule Codex.Files.FileModuleRegistry do
   end
 
   defp remove({kind, callers}, state) do
-    due = if kind == :reset, do: [], else: [{:"=<", :"$2", System.monotonic_time()}]
-
-    keys = :ets.select(state.table, [{{:"$1", :_, :"$2", :_}, due, [:"$1"]}])
+    keys = ManifestTable.checksums(state.table, kind)
     state = start_remover(state, callers, &FileModule.remove(&1, kind, length(keys)))
     Enum.reduce(keys, state, &enter({kind, state.remover}, &1, &2))
   end
@@ -204,7 +166,7 @@ defmodule Codex.Files.FileModuleRegistry do
   end
 
   defp begin({:stage, from, opts}, key, waiting, state) do
-    entry = entry(state, key)
+    entry = ManifestTable.get(state.table, key)
     pid = FileModule.start(state.module, &FileModule.stage(&1, opts, entry))
     state = put_in(state.workers[pid], %{opts: opts, callers: [from]})
     put_in(state.busy[key], {pid, waiting})
@@ -212,17 +174,15 @@ defmodule Codex.Files.FileModuleRegistry do
 
   # Anything may have happened to the entry, and to the worker, since it was to be removed.
   defp begin({kind, pid}, key, waiting, state) do
-    now = System.monotonic_time()
+    entry = ManifestTable.get(state.table, key)
+    due? = entry != nil and (kind == :reset or ManifestTable.expired?(entry))
 
-    case entry(state, key) do
-      {_key, attachment, deadline, _look}
-      when is_map_key(state.workers, pid) and (kind == :reset or deadline <= now) ->
-        tell(pid, {:claimed, attachment})
-        put_in(state.busy[key], {pid, waiting})
-
-      _renewed_or_gone ->
-        tell(pid, :unclaimed)
-        next(key, waiting, state)
+    if due? and is_map_key(state.workers, pid) do
+      tell(pid, {:claimed, elem(entry, 1)})
+      put_in(state.busy[key], {pid, waiting})
+    else
+      tell(pid, :unclaimed)
+      next(key, waiting, state)
     end
   end
 
@@ -253,22 +213,13 @@ defmodule Codex.Files.FileModuleRegistry do
   defp told({how, look}, pid, state) when how in [:known, :copied] do
     %{opts: %{checksum: key} = opts, callers: [from]} = state.workers[pid]
     {waiting, state} = if how == :copied, do: take_stagings(key, state), else: {[], state}
-    listed = with {_key, attachment, _deadline, _look} <- entry(state, key), do: attachment
-    first = staged(how, listed, opts)
-
-    {others, last} =
-      Enum.map_reduce(waiting, first, fn {:stage, _from, opts}, listed ->
-        attachment = staged(:known, listed, opts)
-        {{:ok, attachment, true}, attachment}
-      end)
-
-    :ets.insert(state.table, {key, last, deadline(last), look})
-    tell(pid, {:staged, [{:ok, first, how == :known} | others]})
+    stagings = [opts | for({:stage, _from, opts} <- waiting, do: opts)]
+    tell(pid, {:staged, ManifestTable.stage(state.table, how, stagings, look)})
     put_in(state.workers[pid].callers, [from | callers(waiting)])
   end
 
   defp told({:removed, key}, _pid, state) do
-    :ets.delete(state.table, key)
+    ManifestTable.delete(state.table, key)
     free(key, state)
   end
 
@@ -300,61 +251,4 @@ defmodule Codex.Files.FileModuleRegistry do
   defp callers(stagings), do: for({:stage, from, _opts} <- stagings, do: from)
   defp reply(callers, reason), do: Enum.each(callers, &GenServer.reply(&1, {:error, reason}))
   defp tell(pid, answer), do: send(pid, {:registry, answer})
-
-  ## Entries
-
-  defp entry(state, key), do: state.table |> :ets.lookup(key) |> List.first()
-
-  defp list(state), do: :ets.select(state.table, [{{:_, :"$1", :_, :_}, [], [:"$1"]}])
-
-  defp staged(:copied, nil, opts) do
-    opts
-    |> Map.take([:checksum, :name, :persist, :ttl_ms, :size])
-    |> Map.merge(%{id: opts.checksum, path: opts.destination_path, inserted_at: now()})
-    |> then(&struct!(Attachment, &1))
-  end
-
-  # Its file had gone: what was promised holds for the new one.
-  defp staged(:copied, listed, %{name: name, size: size, destination_path: path} = opts),
-    do: staged(:known, %{listed | name: name, size: size, path: path}, opts)
-
-  defp staged(:known, listed, %{persist: persist, ttl_ms: ttl_ms}) do
-    ttl_ms = if persist or :infinity in [listed.ttl_ms, ttl_ms], do: :infinity, else: ttl_ms
-    %{listed | persist: listed.persist or persist, ttl_ms: ttl_ms, inserted_at: now()}
-  end
-
-  defp now, do: DateTime.truncate(DateTime.utc_now(), :millisecond)
-
-  # On the monotonic clock. The atom is greater than any number.
-  defp deadline(%Attachment{persist: persist, ttl_ms: ttl_ms}) do
-    if persist or ttl_ms == :infinity,
-      do: :infinity,
-      else: System.monotonic_time() + System.convert_time_unit(ttl_ms, :millisecond, :native)
-  end
-
-  defp metrics(attachments) do
-    {persistent, expirable} = Enum.split_with(attachments, & &1.persist)
-    bytes = fn attachments -> attachments |> Enum.map(& &1.size) |> Enum.sum() end
-    expiries = for %{ttl_ms: ttl_ms} = it when ttl_ms != :infinity <- expirable, do: expiry_ms(it)
-
-    # No `DateTime` is after the year 9,999.
-    next_expiry_at =
-      with [_ | _] <- expiries,
-           {:ok, at} <- DateTime.from_unix(Enum.min(expiries), :millisecond),
-           do: at,
-           else: (_none -> nil)
-
-    %{
-      total_count: length(attachments),
-      total_bytes: bytes.(attachments),
-      persistent_count: length(persistent),
-      persistent_bytes: bytes.(persistent),
-      expirable_count: length(expirable),
-      expirable_bytes: bytes.(expirable),
-      next_expiry_at: next_expiry_at
-    }
-  end
-
-  defp expiry_ms(%Attachment{inserted_at: inserted_at, ttl_ms: ttl_ms}),
-    do: DateTime.to_unix(inserted_at, :millisecond) + ttl_ms
 end

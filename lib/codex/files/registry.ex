@@ -47,7 +47,15 @@ defmodule Codex.Files.Registry do
 
   use GenServer
 
-  alias Codex.Files.{Attachment, Config, FileModuleRegistry, Native, Telemetry}
+  alias Codex.Files.{
+    Attachment,
+    Config,
+    FileModuleRegistry,
+    ManifestTable,
+    Native,
+    Options,
+    Telemetry
+  }
 
   @table :codex_files_manifest
 
@@ -259,26 +267,6 @@ defmodule Codex.Files.Registry do
     end
   end
 
-  @doc false
-  # Chardata to the bytes that the file system is to see. Binaries are taken as they are, be they
-  # valid UTF-8 or not.
-  @spec path_bytes(term()) :: {:ok, binary()} | :error
-  def path_bytes(path) when is_binary(path) do
-    # The file system's names end there.
-    if :binary.match(path, <<0>>) == :nomatch, do: {:ok, path}, else: :error
-  end
-
-  def path_bytes(path) when is_list(path) do
-    case :unicode.characters_to_binary(path) do
-      bytes when is_binary(bytes) -> path_bytes(bytes)
-      _invalid_utf8 -> path |> IO.iodata_to_binary() |> path_bytes()
-    end
-  rescue
-    ArgumentError -> :error
-  end
-
-  def path_bytes(_path), do: :error
-
   ## The work, in the process of the caller
 
   defp stage(handle, opts) do
@@ -289,7 +277,7 @@ defmodule Codex.Files.Registry do
 
       {:error, {:invalid_option, key, path}} = error
       when key in [:source_path, :destination_path] and is_list(path) ->
-        case path_bytes(path) do
+        case Options.path_bytes(path) do
           {:ok, bytes} -> stage(handle, %{opts | key => bytes})
           :error -> error
         end
@@ -335,7 +323,7 @@ defmodule Codex.Files.Registry do
   end
 
   defp reset(handle, dir) do
-    case path_bytes(dir) do
+    case Options.path_bytes(dir) do
       {:ok, bytes} ->
         ref = make_ref()
         await(Native.reset(handle, bytes, ref), ref)
@@ -363,7 +351,7 @@ defmodule Codex.Files.Registry do
     name = Keyword.get(opts, :name, __MODULE__)
 
     with :ok <- check_native(),
-         {:ok, table} <- new_table(opts),
+         {:ok, table} <- ManifestTable.new(opts),
          {handle, _adopted?} when is_reference(handle) <- open_native(name) do
       # What dead registries left. In the background, before anything else that the thread does.
       _ = Native.purge(handle, Config.staging_dir())
@@ -379,20 +367,6 @@ defmodule Codex.Files.Registry do
     if Code.ensure_loaded?(Native) and Native.available?(),
       do: :ok,
       else: {:error, :native_library_not_loaded}
-  end
-
-  @doc false
-  @spec new_table(keyword()) :: {:ok, atom()} | {:error, term()}
-  def new_table(opts) do
-    case Keyword.get(opts, :manifest_table, @table) do
-      table when is_atom(table) ->
-        {:ok, :ets.new(table, [:named_table, :protected, read_concurrency: true])}
-
-      table ->
-        {:error, {:invalid_option, :manifest_table, table}}
-    end
-  rescue
-    ArgumentError -> {:error, {:manifest_table_taken, Keyword.get(opts, :manifest_table, @table)}}
   end
 
   defp open_native(name) do
