@@ -6,8 +6,6 @@ defmodule Codex.Files.P01MalformedInputTest do
 
   use Codex.Files.StagingCase, async: false
 
-  alias Codex.Files.PuppetFile
-
   @too_big 0x1_0000_0000_0000_0000
 
   # What is none of these, by key.
@@ -36,21 +34,14 @@ defmodule Codex.Files.P01MalformedInputTest do
 
   @not_options [nil, :opts, 1, "opts", [], [checksum: "a"], {}, {:ok, %{}}]
 
-  setup %{folder: folder} do
-    PuppetFile.start()
-    {:ok, default} = Registry.ensure_started()
-    other = start_registry()
-    puppet = start_registry_with_file_module()
-
-    {:ok, earlier} = Codex.Files.stage(write(folder, "earlier", "earlier"), persist: true)
-
-    for registry <- [other, puppet] do
-      opts = stage_opts(earlier.path, destination_path: Path.join(folder, inspect(registry)))
-      {:ok, _attachment} = GenServer.call(registry, {:stage, opts})
-    end
-
-    registries = [default, other, puppet]
-    %{source: write(folder, "source/notes.txt", "some notes"), registries: registries}
+  setup context do
+    [_default, other] = registries = start_registries(context)
+    source = write(context.folder, "source/notes.txt", "some notes")
+    {:ok, earlier} = Codex.Files.stage(write(context.folder, "earlier", "earlier"), persist: true)
+    opts = stage_opts(earlier.path, destination_path: Path.join(context.folder, "copy"))
+    {:ok, _attachment} = GenServer.call(other, {:stage, opts})
+    ways = ways_to_stage(other)
+    %{source: source, registries: registries, other: other, ways: ways}
   end
 
   defp state(registries), do: for(pid <- registries, do: {pid, GenServer.call(pid, :list)})
@@ -69,116 +60,110 @@ defmodule Codex.Files.P01MalformedInputTest do
     refute Codex.Files.format_error(reason) =~ "unexpected"
   end
 
-  defp all_ways_to_stage(%{registries: [_default, other, puppet]}) do
-    [
-      {"Registry.stage/1", &Registry.stage/1},
-      {"GenServer.call/2", &GenServer.call(other, {:stage, &1})},
-      {"GenServer.call/2, to one with a file module", &GenServer.call(puppet, {:stage, &1})}
-    ]
-  end
+  for opts <- registries() do
+    describe "a registry with #{inspect(opts)}" do
+      @describetag registry_opts: opts
 
-  test "a missing option is named", context do
-    opts = stage_opts(context.source)
+      test "a missing option is named", context do
+        opts = stage_opts(context.source)
 
-    for {_name, stage} <- all_ways_to_stage(context), {key, _value} <- opts do
-      assert_refused(context, fn -> stage.(Map.delete(opts, key)) end, {:missing_option, key})
-    end
+        for {_name, stage} <- context.ways, {key, _value} <- opts do
+          assert_refused(context, fn -> stage.(Map.delete(opts, key)) end, {:missing_option, key})
+        end
 
-    for {_name, stage} <- all_ways_to_stage(context) do
-      assert {:error, {:missing_option, _key}} = stage.(%{})
-    end
-  end
-
-  test "a mistyped option is named, with its value", context do
-    opts = stage_opts(context.source)
-
-    for {_name, stage} <- all_ways_to_stage(context),
-        {key, values} <- @mistyped,
-        value <- values do
-      reason = {:invalid_option, key, value}
-      assert_refused(context, fn -> stage.(Map.put(opts, key, value)) end, reason)
-    end
-  end
-
-  test "so is one of a known key", context do
-    for {{_name, stage}, index} <- Enum.with_index(all_ways_to_stage(context)) do
-      # Not at the place of another registry's: a file module cannot copy over what nobody may write.
-      opts =
-        stage_opts(context.source, destination_path: Path.join(context.folder, "copy #{index}"))
-
-      {:ok, _attachment} = stage.(opts)
-
-      for {key, [value | _values]} <- @mistyped do
-        reason = {:invalid_option, key, value}
-        assert_refused(context, fn -> stage.(Map.put(opts, key, value)) end, reason)
+        for {_name, stage} <- context.ways do
+          assert {:error, {:missing_option, _key}} = stage.(%{})
+        end
       end
-    end
-  end
 
-  test "options that are no map are named", context do
-    for {_name, stage} <- all_ways_to_stage(context), opts <- @not_options do
-      assert_refused(context, fn -> stage.(opts) end, {:invalid_option, :opts, opts})
-    end
-  end
+      test "a mistyped option is named, with its value", context do
+        opts = stage_opts(context.source)
 
-  test "a directory to reset that is no path is named", context do
-    [_default, other, puppet] = context.registries
+        for {_name, stage} <- context.ways,
+            {key, values} <- @mistyped,
+            value <- values do
+          reason = {:invalid_option, key, value}
+          assert_refused(context, fn -> stage.(Map.put(opts, key, value)) end, reason)
+        end
+      end
 
-    for reset <- [
-          &Registry.reset/1,
-          &GenServer.call(other, {:reset, &1}),
-          &GenServer.call(puppet, {:reset, &1})
-        ],
-        dir <- @mistyped.destination_path do
-      assert_refused(context, fn -> reset.(dir) end, {:invalid_option, :dir, dir})
-    end
-  end
+      test "so is one of a known key", context do
+        opts = stage_opts(context.source)
 
-  describe "Codex.Files.stage/2" do
-    test "names a path that is none", context do
-      for path <- @mistyped.source_path do
-        reason = {:invalid_option, :path, path}
-        assert_refused(context, fn -> Codex.Files.stage(path) end, reason)
+        for {_name, stage} <- context.ways do
+          {:ok, _attachment} = stage.(opts)
+
+          for {key, [value | _values]} <- @mistyped do
+            reason = {:invalid_option, key, value}
+            assert_refused(context, fn -> stage.(Map.put(opts, key, value)) end, reason)
+          end
+        end
+      end
+
+      test "options that are no map are named", context do
+        for {_name, stage} <- context.ways, opts <- @not_options do
+          assert_refused(context, fn -> stage.(opts) end, {:invalid_option, :opts, opts})
+        end
+      end
+
+      test "a directory to reset that is no path is named", context do
+        for reset <- [&Registry.reset/1, &GenServer.call(context.other, {:reset, &1})],
+            dir <- @mistyped.destination_path do
+          assert_refused(context, fn -> reset.(dir) end, {:invalid_option, :dir, dir})
+        end
       end
     end
 
-    test "names options that are no keyword list", context do
-      for opts <- [nil, %{}, %{name: "a"}, 1, "opts", [:name], [{"name", "a"}], [name: 1] ++ 2] do
-        reason = {:invalid_option, :opts, opts}
-        assert_refused(context, fn -> Codex.Files.stage(context.source, opts) end, reason)
-      end
-    end
+    describe "Codex.Files.stage/2, with #{inspect(opts)}" do
+      @describetag registry_opts: opts
 
-    test "names a mistyped option, with its value", context do
-      # As an internal default might be called.
-      rows =
-        for(value <- [:default, :error | @mistyped.name], do: {:name, value}) ++
-          for(value <- @mistyped.persist, do: {:persist, value})
-
-      for {key, value} <- rows do
-        reason = {:invalid_option, key, value}
-        call = fn -> Codex.Files.stage(context.source, [{key, value}]) end
-        assert_refused(context, call, reason)
+      test "names a path that is none", context do
+        for path <- @mistyped.source_path do
+          reason = {:invalid_option, :path, path}
+          assert_refused(context, fn -> Codex.Files.stage(path) end, reason)
+        end
       end
 
-      for value <- @mistyped.ttl_ms do
-        call = fn -> Codex.Files.stage(context.source, ttl_ms: value) end
-        assert_refused(context, call, {:invalid_ttl, value})
+      test "names options that are no keyword list", context do
+        for opts <- [nil, %{}, %{name: "a"}, 1, "opts", [:name], [{"name", "a"}], [name: 1] ++ 2] do
+          reason = {:invalid_option, :opts, opts}
+          assert_refused(context, fn -> Codex.Files.stage(context.source, opts) end, reason)
+        end
       end
-    end
 
-    test "fails as clearly for what the file system says", context do
-      for {path, reason} <- [
-            {"", :enoent},
-            {Path.join(context.folder, "missing"), :enoent},
-            {context.folder, :eisdir},
-            {Path.join(context.source, "below"), :enotdir}
-          ] do
-        assert_refused(context, fn -> Codex.Files.stage(path) end, reason)
+      test "names a mistyped option, with its value", context do
+        # As an internal default might be called.
+        rows =
+          for(value <- [:default, :error | @mistyped.name], do: {:name, value}) ++
+            for(value <- @mistyped.persist, do: {:persist, value})
 
-        for {_name, stage} <- all_ways_to_stage(context) do
-          opts = %{stage_opts(context.source) | source_path: path}
-          assert_refused(context, fn -> stage.(opts) end, reason)
+        for {key, value} <- rows do
+          reason = {:invalid_option, key, value}
+          call = fn -> Codex.Files.stage(context.source, [{key, value}]) end
+          assert_refused(context, call, reason)
+        end
+
+        for value <- @mistyped.ttl_ms do
+          for opts <- [[ttl_ms: value], [ttl_ms: value, persist: true]] do
+            call = fn -> Codex.Files.stage(context.source, opts) end
+            assert_refused(context, call, {:invalid_ttl, value})
+          end
+        end
+      end
+
+      test "fails as clearly for what the file system says", context do
+        for {path, reason} <- [
+              {"", :enoent},
+              {Path.join(context.folder, "missing"), :enoent},
+              {context.folder, :eisdir},
+              {Path.join(context.source, "below"), :enotdir}
+            ] do
+          assert_refused(context, fn -> Codex.Files.stage(path) end, reason)
+
+          for {_name, stage} <- context.ways do
+            opts = %{stage_opts(context.source) | source_path: path}
+            assert_refused(context, fn -> stage.(opts) end, reason)
+          end
         end
       end
     end

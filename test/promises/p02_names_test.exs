@@ -6,8 +6,6 @@ defmodule Codex.Files.P02NamesTest do
 
   use Codex.Files.StagingCase, async: false
 
-  alias Codex.Files.PuppetFile
-
   @invalid [
     "",
     ".",
@@ -55,42 +53,61 @@ defmodule Codex.Files.P02NamesTest do
     ".elsewhere-0"
   ]
 
-  setup %{folder: folder} do
-    PuppetFile.start()
-    puppet = start_registry_with_file_module()
-    {:ok, registry} = Registry.ensure_started()
-    {:ok, earlier} = Codex.Files.stage(write(folder, "earlier", "earlier"))
-    source = write(folder, "source/notes.txt", "some notes")
-    %{registry: registry, puppet: puppet, earlier: earlier, source: source}
+  setup context do
+    [registry, other] = start_registries(Map.put_new(context, :registry_opts, []))
+    {:ok, earlier} = Codex.Files.stage(write(context.folder, "earlier", "earlier"))
+    source = write(context.folder, "source/notes.txt", "some notes")
+    %{registry: registry, other: other, earlier: earlier, source: source}
   end
 
-  defp all_ways_to_stage(%{source: source, puppet: puppet}) do
-    [{"Codex.Files.stage/2", &Codex.Files.stage(source, name: &1)}] ++
-      for {way, stage} <- ways_to_stage(start_registry()) ++ ways_to_stage(puppet) do
-        {way, &stage.(stage_opts(source, name: &1))}
+  for opts <- registries() do
+    describe "a registry with #{inspect(opts)}" do
+      @describetag registry_opts: opts
+
+      test "refuses anything else, and nothing is written anywhere", context do
+        ways =
+          [{"Codex.Files.stage/2", &Codex.Files.stage(context.source, name: &1)}] ++
+            for {way, stage} <- ways_to_stage(context.other) do
+              {way, &stage.(stage_opts(context.source, name: &1))}
+            end
+
+        before = files_below(context.folder)
+
+        for {way, stage} <- ways, name <- @invalid do
+          assert {way, stage.(name)} == {way, {:error, {:invalid_name, name}}}
+        end
+
+        assert files_below(context.folder) == before
+        assert Codex.Files.list_staged() == [context.earlier]
+        assert Process.whereis(Registry) == context.registry
+        assert_intact([context.earlier])
       end
-  end
 
-  test "anything else is refused, and nothing is written anywhere", context do
-    ways = all_ways_to_stage(context)
-    before = files_below(context.folder)
+      test "takes any component as it is", context do
+        for {name, index} <- Enum.with_index(@valid) do
+          source = write(context.folder, "source/#{index}", "#{index}")
+          assert {:ok, %{name: ^name} = attachment} = Codex.Files.stage(source, name: name)
+          assert String.ends_with?(attachment.path, "/" <> name)
+          assert File.read!(attachment.path) == "#{index}"
+        end
 
-    for {way, stage} <- ways, name <- @invalid do
-      assert {way, stage.(name)} == {way, {:error, {:invalid_name, name}}}
-    end
+        assert Codex.Files.reset!() == :ok
+      end
 
-    assert files_below(context.folder) == before
-    assert Codex.Files.list_staged() == [context.earlier]
-    assert Process.whereis(Registry) == context.registry
-    assert_intact([context.earlier])
-  end
+      test "the default one is the last component of the path, however that is written",
+           context do
+        %{folder: folder, source: source} = context
 
-  test "a registry with a file module of the default name refuses the same", context do
-    stop_default_registry()
-    start_default_registry(file_module: PuppetFile)
-
-    for name <- @invalid do
-      assert Codex.Files.stage(context.source, name: name) == {:error, {:invalid_name, name}}
+        for path <- [
+              source,
+              Path.join(folder, "source/../source/./notes.txt"),
+              Path.join(folder, "source//notes.txt"),
+              to_charlist(source)
+            ] do
+          Codex.Files.reset!()
+          assert {:ok, %{name: "notes.txt"}} = Codex.Files.stage(path)
+        end
+      end
     end
   end
 
@@ -109,19 +126,5 @@ defmodule Codex.Files.P02NamesTest do
     assert length(Codex.Files.list_staged()) == 1 + 2 * length(@valid)
     assert Codex.Files.reset!() == :ok
     assert files_below(context.staging_dir) == []
-  end
-
-  test "the default one is the last component of the path, however that is written", context do
-    %{folder: folder, source: source} = context
-
-    for path <- [
-          source,
-          Path.join(folder, "source/../source/./notes.txt"),
-          Path.join(folder, "source//notes.txt"),
-          to_charlist(source)
-        ] do
-      Codex.Files.reset!()
-      assert {:ok, %{name: "notes.txt"}} = Codex.Files.stage(path)
-    end
   end
 end

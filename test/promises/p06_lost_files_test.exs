@@ -6,8 +6,6 @@ defmodule Codex.Files.P06LostFilesTest do
 
   use Codex.Files.StagingCase, async: false
 
-  alias Codex.Files.PuppetFile
-
   # What happens to a staged file behind the library's back.
   defp losses(%{folder: folder, staging_dir: staging_dir}) do
     [
@@ -77,26 +75,55 @@ defmodule Codex.Files.P06LostFilesTest do
     end
   end
 
-  test "so is one of a registry with a file module", %{folder: folder} do
-    PuppetFile.start()
-    registry = start_registry_with_file_module()
-    opts = stage_opts(write(folder, "source", "some notes"))
-    {:ok, attachment} = GenServer.call(registry, {:stage, opts})
-    File.rm!(attachment.path)
-    assert {:ok, again} = GenServer.call(registry, {:stage, opts})
-    assert_intact([again])
+  for opts <- registries() do
+    describe "a registry with #{inspect(opts)}" do
+      @describetag registry_opts: opts
+
+      test "stages such a file again, by every way", context do
+        [_default, other] = start_registries(context)
+        source = write(context.folder, "source/notes.txt", "some notes")
+        opts = stage_opts(source, destination_path: Path.join(context.folder, "copy"))
+
+        ways =
+          [fn -> Codex.Files.stage(source) end] ++
+            for {_way, stage} <- ways_to_stage(other), do: fn -> stage.(opts) end
+
+        # The last one keeps the size, and the seconds of the times.
+        lose = [
+          &File.rm!(&1.path),
+          &File.rename!(&1.path, Path.join(context.folder, "moved away")),
+          &overwrite(&1, "something else"),
+          &overwrite(&1, ""),
+          &overwrite(&1, "SOME NOTES")
+        ]
+
+        for stage <- ways, lose <- lose do
+          {:ok, attachment} = stage.()
+          lose.(attachment)
+          assert {:ok, again} = stage.()
+          assert again.checksum == attachment.checksum
+          assert_intact([again])
+        end
+      end
+
+      test "keeps for the new copy what was promised before", context do
+        start_registries(context)
+        source = write(context.folder, "source", "some notes")
+        {:ok, attachment} = Codex.Files.stage(source, persist: true)
+        File.rm!(attachment.path)
+        assert {:ok, again} = Codex.Files.stage(source, ttl_ms: 0)
+        assert again.persist
+        assert again.ttl_ms == :infinity
+        assert Codex.Files.force_cleanup() == :ok
+        assert_intact([again])
+        assert %{total_count: 1, persistent_count: 1} = Codex.Files.metrics()
+      end
+    end
   end
 
-  test "what was promised before holds for the new copy", %{folder: folder} do
-    source = write(folder, "source", "some notes")
-    {:ok, attachment} = Codex.Files.stage(source, persist: true)
-    File.rm!(attachment.path)
-    assert {:ok, again} = Codex.Files.stage(source, ttl_ms: 0)
-    assert again.persist
-    assert again.ttl_ms == :infinity
-    assert Codex.Files.force_cleanup() == :ok
-    assert_intact([again])
-    assert %{total_count: 1, persistent_count: 1} = Codex.Files.metrics()
+  defp overwrite(attachment, content) do
+    File.chmod!(attachment.path, 0o600)
+    File.write!(attachment.path, content)
   end
 
   test "one of many that want it copies, when it was lost", %{folder: folder} do

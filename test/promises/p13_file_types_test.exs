@@ -6,12 +6,8 @@ defmodule Codex.Files.P13FileTypesTest do
 
   use Codex.Files.StagingCase, async: false
 
-  alias Codex.Files.PuppetFile
-
-  setup %{folder: folder} do
-    PuppetFile.start()
-    puppet = start_registry_with_file_module()
-    {:ok, registry} = Registry.ensure_started()
+  setup %{folder: folder} = context do
+    [registry, other] = start_registries(Map.put_new(context, :registry_opts, []))
     {:ok, earlier} = Codex.Files.stage(write(folder, "earlier", "earlier"))
 
     fifo = Path.join(folder, "fifo")
@@ -33,7 +29,7 @@ defmodule Codex.Files.P13FileTypesTest do
           path <- [path, link(folder, path)],
           do: {path, type}
 
-    %{sources: sources, registry: registry, puppet: puppet, earlier: earlier}
+    %{sources: sources, registry: registry, other: other, earlier: earlier}
   end
 
   defp link(folder, path) do
@@ -52,24 +48,31 @@ defmodule Codex.Files.P13FileTypesTest do
     end
   end
 
-  test "anything else is refused at once, by what it is", context do
-    opts = stage_opts(context.earlier.path, checksum: "key", destination_path: "/no/such/place")
+  for opts <- registries() do
+    describe "a registry with #{inspect(opts)}" do
+      @describetag registry_opts: opts
 
-    ways =
-      [{"Codex.Files.stage/2", &Codex.Files.stage/1}] ++
-        for {way, stage} <- ways_to_stage(start_registry()) ++ ways_to_stage(context.puppet) do
-          {way, &stage.(%{opts | source_path: &1})}
+      test "refuses anything else at once, by what it is", context do
+        opts =
+          stage_opts(context.earlier.path, checksum: "key", destination_path: "/no/such/place")
+
+        ways =
+          [{"Codex.Files.stage/2", &Codex.Files.stage/1}] ++
+            for {way, stage} <- ways_to_stage(context.other) do
+              {way, &stage.(%{opts | source_path: &1})}
+            end
+
+        for {way, stage} <- ways, {path, type} <- context.sources do
+          reason = {:unsupported_file_type, type}
+          assert {way, path, at_once(fn -> stage.(path) end)} == {way, path, {:error, reason}}
         end
 
-    for {way, stage} <- ways, {path, type} <- context.sources do
-      reason = {:unsupported_file_type, type}
-      assert {way, path, at_once(fn -> stage.(path) end)} == {way, path, {:error, reason}}
+        refute File.exists?("/no/such/place")
+        assert Codex.Files.list_staged() == [context.earlier]
+        assert Process.whereis(Registry) == context.registry
+        assert_intact([context.earlier])
+      end
     end
-
-    refute File.exists?("/no/such/place")
-    assert Codex.Files.list_staged() == [context.earlier]
-    assert Process.whereis(Registry) == context.registry
-    assert_intact([context.earlier])
   end
 
   test "it does not take a reader's place at a pipe", context do

@@ -6,8 +6,6 @@ defmodule Codex.Files.P17BytesTest do
 
   use Codex.Files.StagingCase, async: false
 
-  alias Codex.Files.PuppetFile
-
   @names [
     "with space",
     "new\nline",
@@ -39,81 +37,82 @@ defmodule Codex.Files.P17BytesTest do
   end
 
   # The ways to stage a file under the digest of its content, at a place in `dir`.
-  defp ways(dir) do
-    PuppetFile.start()
-    registry = start_registry()
-    puppet = start_registry_with_file_module()
-    {:ok, _registry} = Registry.ensure_started()
-
-    # A place for each: a file module cannot copy over what nobody may write.
-    opts = fn source, way ->
-      stage_opts(source, destination_path: "#{dir} #{way}/" <> Path.basename(source))
+  defp ways(other, dir) do
+    opts = fn source ->
+      stage_opts(source, destination_path: dir <> "/" <> Path.basename(source))
     end
 
-    [
-      {"Codex.Files.stage/2", &Codex.Files.stage(&1)},
-      {"Registry.stage/1", &Registry.stage(opts.(&1, 1))},
-      {"GenServer.call/2", &GenServer.call(registry, {:stage, opts.(&1, 2)})},
-      {"a file module", &GenServer.call(puppet, {:stage, opts.(&1, 3)})}
-    ]
+    [{"Codex.Files.stage/2", &Codex.Files.stage(&1)}] ++
+      for {way, stage} <- ways_to_stage(other), do: {way, &stage.(opts.(&1))}
   end
 
-  test "a file of any name is staged under that name", %{folder: folder} do
-    source_dir = Path.join(folder, "source")
-    File.mkdir!(source_dir)
+  for opts <- registries() do
+    describe "a registry with #{inspect(opts)}" do
+      @describetag registry_opts: opts
 
-    for {way, stage} <- ways(Path.join(folder, <<"destination", 255, 10>>)), name <- @names do
-      source = write_raw(source_dir <> "/" <> name, "#{way} #{name}")
-      assert {^way, ^name, {:ok, attachment}} = {way, name, stage.(source)}
-      assert attachment.name == name
-      assert String.ends_with?(attachment.path, "/" <> name)
-      assert File.read!(attachment.path) == "#{way} #{name}"
-    end
-
-    listed = Enum.map(Codex.Files.list_staged(), & &1.name)
-    assert listed |> Enum.uniq() |> Enum.sort() == Enum.sort(@names)
-
-    assert Codex.Files.reset!() == :ok
-    assert Path.wildcard(Codex.Files.staging_dir() <> "/*/*") == []
-  end
-
-  test "every byte may be in a name, but the slash and null", %{folder: folder} do
-    for byte <- 1..255, byte != ?/ do
-      name = <<"a", byte, "b">>
-      source = write_raw(folder <> "/" <> name, name)
-      assert {^byte, {:ok, %{name: ^name, path: path}}} = {byte, Codex.Files.stage(source)}
-      assert {byte, File.read!(path)} == {byte, name}
-    end
-  end
-
-  test "a path may be chardata", %{folder: folder} do
-    {:ok, registry} = Registry.ensure_started()
-    source = write(folder, "söurce", "some notes")
-    invalid = write_raw(folder <> "/" <> <<255>>, "other notes")
-
-    for {chardata, path} <- [
-          {to_charlist(source), source},
-          {[source], source},
-          {[folder, ?/, ~c"sö", "urce"], source},
-          {[[folder | "/"], [[]], [[~c"s"], "ö"] | "urce"], source},
-          {[folder, "/", <<255>>], invalid},
-          {[folder, ?/ | <<255>>], invalid}
-        ] do
-      assert {:ok, %{path: staged}} = Codex.Files.stage(chardata)
-      assert File.read!(staged) == File.read!(path)
-
-      destination = Path.join(folder, "copy")
-
-      for stage <- [&Registry.stage/1, &GenServer.call(registry, {:stage, &1})],
-          place <- [destination, to_charlist(destination), [folder, ?/, ~c"copy"]] do
-        opts = %{stage_opts(path) | source_path: chardata, destination_path: place}
-        opts = %{opts | checksum: inspect(System.unique_integer())}
-        assert {:ok, %{path: ^destination}} = stage.(opts)
-        assert File.read!(destination) == File.read!(path)
+      setup context do
+        [_default, other] = start_registries(context)
+        %{other: other}
       end
 
-      for reset <- [&Registry.reset/1, &GenServer.call(registry, {:reset, &1})],
-          do: assert(reset.(chardata) == :ok)
+      test "a file of any name is staged under that name", %{folder: folder, other: other} do
+        source_dir = Path.join(folder, "source")
+        File.mkdir!(source_dir)
+
+        for {way, stage} <- ways(other, Path.join(folder, <<"destination", 255, 10>>)),
+            name <- @names do
+          source = write_raw(source_dir <> "/" <> name, "#{way} #{name}")
+          assert {^way, ^name, {:ok, attachment}} = {way, name, stage.(source)}
+          assert attachment.name == name
+          assert String.ends_with?(attachment.path, "/" <> name)
+          assert File.read!(attachment.path) == "#{way} #{name}"
+        end
+
+        listed = Enum.map(Codex.Files.list_staged(), & &1.name)
+        assert listed |> Enum.uniq() |> Enum.sort() == Enum.sort(@names)
+
+        assert Codex.Files.reset!() == :ok
+        assert Path.wildcard(Codex.Files.staging_dir() <> "/*/*") == []
+      end
+
+      test "every byte may be in a name, but the slash and null", %{folder: folder} do
+        for byte <- 1..255, byte != ?/ do
+          name = <<"a", byte, "b">>
+          source = write_raw(folder <> "/" <> name, name)
+          assert {^byte, {:ok, %{name: ^name, path: path}}} = {byte, Codex.Files.stage(source)}
+          assert {byte, File.read!(path)} == {byte, name}
+        end
+      end
+
+      test "a path may be chardata", %{folder: folder, other: other} do
+        source = write(folder, "söurce", "some notes")
+        invalid = write_raw(folder <> "/" <> <<255>>, "other notes")
+
+        for {chardata, path} <- [
+              {to_charlist(source), source},
+              {[source], source},
+              {[folder, ?/, ~c"sö", "urce"], source},
+              {[[folder | "/"], [[]], [[~c"s"], "ö"] | "urce"], source},
+              {[folder, "/", <<255>>], invalid},
+              {[folder, ?/ | <<255>>], invalid}
+            ] do
+          assert {:ok, %{path: staged}} = Codex.Files.stage(chardata)
+          assert File.read!(staged) == File.read!(path)
+
+          destination = Path.join(folder, "copy")
+
+          for stage <- [&Registry.stage/1, &GenServer.call(other, {:stage, &1})],
+              place <- [destination, to_charlist(destination), [folder, ?/, ~c"copy"]] do
+            opts = %{stage_opts(path) | source_path: chardata, destination_path: place}
+            opts = %{opts | checksum: inspect(System.unique_integer())}
+            assert {:ok, %{path: ^destination}} = stage.(opts)
+            assert File.read!(destination) == File.read!(path)
+          end
+
+          for reset <- [&Registry.reset/1, &GenServer.call(other, {:reset, &1})],
+              do: assert(reset.(chardata) == :ok)
+        end
+      end
     end
   end
 
@@ -133,8 +132,7 @@ defmodule Codex.Files.P17BytesTest do
           {[folder, "/", <<254>>], folder <> "/" <> <<254>>},
           {~c"#{folder}/chärlist", folder <> "/chärlist"}
         ],
-        file_module <- [File, PuppetFile] do
-      PuppetFile.start()
+        file_module <- [File, Codex.Files.Copy] do
       configure(:staging_dir, dir)
       start_default_registry(file_module: file_module)
       assert Codex.Files.staging_dir() == path

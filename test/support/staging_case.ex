@@ -53,6 +53,25 @@ defmodule Codex.Files.StagingCase do
   @doc "Makes the library use the default."
   def unconfigure(key), do: Application.delete_env(:codex_sdk, key)
 
+  @doc """
+  The options of the two kinds of registry. What both promise is tested with either:
+
+      for opts <- registries() do
+        describe "a registry with \#{inspect(opts)}" do
+          @describetag registry_opts: opts
+  """
+  def registries, do: [[], [file_module: Codex.Files.Copy]]
+
+  @doc """
+  Starts the default registry and one that shares nothing with it, both of the kind that the test
+  is tagged with, and waits until they have cleared the staging directory, if they do.
+  """
+  def start_registries(%{registry_opts: opts}) do
+    registries = [start_default_registry(opts), start_registry(opts)]
+    for registry <- registries, do: :ok = GenServer.call(registry, :force_cleanup)
+    registries
+  end
+
   @doc "Starts the default registry, with a file module for instance, and returns its pid."
   def start_default_registry(opts \\ []) do
     {:ok, registry} = Supervisor.start_child(Codex.Files.Supervisor, {Registry, opts})
@@ -119,9 +138,7 @@ defmodule Codex.Files.StagingCase do
 
   @doc "The lower-case hexadecimal SHA-256 digest of `content`."
   def sha256(content) do
-    # Not a direct call: the library does without the application `:crypto`, and the compiler would
-    # warn of a dependency.
-    Base.encode16(apply(:crypto, :hash, [:sha256, content]), case: :lower)
+    Base.encode16(:crypto.hash(:sha256, content), case: :lower)
   end
 
   @doc "The paths of all there is below `folder`, relative to it; directories end with a slash."

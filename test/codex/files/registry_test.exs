@@ -318,307 +318,338 @@ defmodule Codex.Files.RegistryTest do
     end
   end
 
-  describe "stage/1 and {:stage, opts}" do
-    setup do
-      {:ok, default} = Registry.ensure_started()
-      %{registry: start_registry(), default: default}
-    end
+  for opts <- registries() do
+    describe "stage/1 and {:stage, opts}, with #{inspect(opts)}" do
+      @describetag registry_opts: opts
 
-    test "copies a new key's file to the destination, whose parents are made", context do
-      for {{_name, stage}, index} <- Enum.with_index(ways_to_stage(context.registry)) do
-        destination = Path.join(context.folder, "#{index}/not/made/yet/copy")
+      setup context do
+        [_default, registry] = start_registries(context)
+        %{registry: registry}
+      end
 
-        assert stage.(stage_opts(context.source, name: "a name", destination_path: destination)) ==
-                 {:ok,
-                  %Attachment{
-                    id: sha256("some notes"),
-                    checksum: sha256("some notes"),
-                    name: "a name",
-                    path: destination,
-                    size: 10,
-                    persist: false,
-                    ttl_ms: 60_000,
-                    inserted_at: hd(listed(stage, context)).inserted_at
-                  }}
+      test "copies a new key's file to the destination, whose parents are made", context do
+        for {{_name, stage}, index} <- Enum.with_index(ways_to_stage(context.registry)) do
+          destination = Path.join(context.folder, "#{index}/not/made/yet/copy")
 
+          assert stage.(stage_opts(context.source, name: "a name", destination_path: destination)) ==
+                   {:ok,
+                    %Attachment{
+                      id: sha256("some notes"),
+                      checksum: sha256("some notes"),
+                      name: "a name",
+                      path: destination,
+                      size: 10,
+                      persist: false,
+                      ttl_ms: 60_000,
+                      inserted_at: hd(listed(stage, context)).inserted_at
+                    }}
+
+          assert File.read!(destination) == "some notes"
+        end
+      end
+
+      test "enters exactly what it is given", %{
+        registry: registry,
+        folder: folder,
+        source: source
+      } do
+        for {overrides, index} <-
+              Enum.with_index([
+                %{persist: true, ttl_ms: 5},
+                %{persist: true, ttl_ms: :infinity},
+                %{persist: false, ttl_ms: :infinity},
+                %{ttl_ms: 0},
+                %{size: 0},
+                %{size: 123_456_789},
+                %{name: "ünïcode"},
+                %{name: <<255, 254>>}
+              ]) do
+          destination = Path.join(folder, "destination/#{index}")
+
+          opts =
+            stage_opts(source, Map.merge(overrides, %{checksum: "#{index}"}))
+            |> Map.put(:destination_path, destination)
+
+          assert {:ok, attachment} = stage(registry, opts)
+
+          assert Map.take(attachment, Map.keys(overrides)) == overrides
+          assert attachment.path == destination
+          assert attachment.id == "#{index}"
+          assert attachment in list(registry)
+        end
+      end
+
+      test "takes any string as a key", %{registry: registry, folder: folder, source: source} do
+        keys = [
+          "",
+          "key",
+          "k/e/y",
+          "..",
+          "ke\0y",
+          "ключ",
+          <<255, 0, 128>>,
+          String.duplicate("k", 10_000)
+        ]
+
+        for {key, index} <- Enum.with_index(keys) do
+          opts = stage_opts(source, checksum: key, destination_path: "#{folder}/#{index}")
+          assert {:ok, %{id: ^key, checksum: ^key}} = stage(registry, opts)
+          assert {:ok, %{id: ^key}} = stage(registry, %{opts | destination_path: "#{folder}/no"})
+          refute File.exists?("#{folder}/no")
+        end
+
+        assert registry |> list() |> Enum.map(& &1.checksum) |> Enum.sort() == Enum.sort(keys)
+      end
+
+      test "verifies a key that claims to be a digest", context do
+        wrong = sha256("something else")
+        destination = Path.join(context.folder, "destination/copy")
+
+        for {_name, stage} <- ways_to_stage(context.registry) do
+          opts = stage_opts(context.source, checksum: wrong, destination_path: destination)
+          assert stage.(opts) == {:error, {:checksum_mismatch, sha256("some notes")}}
+          assert listed(stage, context) == []
+        end
+
+        assert files_below(Path.join(context.folder, "destination")) == []
+        # What else a file module has made is its affair.
+        refute context.registry_opts == [] and File.exists?(Path.dirname(destination))
+      end
+
+      test "takes what only resembles a digest for a key like any other", context do
+        digest = sha256("something else")
+
+        for {key, index} <-
+              Enum.with_index([
+                String.upcase(digest),
+                binary_part(digest, 0, 63),
+                digest <> "0",
+                String.replace_prefix(digest, binary_part(digest, 0, 1), "g")
+              ]) do
+          destination = Path.join(context.folder, "#{index}")
+          opts = stage_opts(context.source, checksum: key, destination_path: destination)
+          assert {:ok, %{checksum: ^key}} = stage(context.registry, opts)
+        end
+      end
+
+      test "overwrites what is at the destination", context do
+        destination = write(context.folder, "destination", "something else")
+        opts = stage_opts(context.source, destination_path: destination)
+        assert {:ok, _attachment} = stage(context.registry, opts)
         assert File.read!(destination) == "some notes"
       end
-    end
 
-    test "enters exactly what it is given", %{registry: registry, folder: folder, source: source} do
-      for {overrides, index} <-
-            Enum.with_index([
-              %{persist: true, ttl_ms: 5},
-              %{persist: true, ttl_ms: :infinity},
-              %{persist: false, ttl_ms: :infinity},
-              %{ttl_ms: 0},
-              %{size: 0},
-              %{size: 123_456_789},
-              %{name: "ünïcode"},
-              %{name: <<255, 254>>}
-            ]) do
-        destination = Path.join(folder, "destination/#{index}")
+      test "does not copy a known key's file again", context do
+        for {_name, stage} <- ways_to_stage(context.registry) do
+          opts = stage_opts(context.source, name: "first")
+          {:ok, first} = stage.(opts)
 
-        opts =
-          stage_opts(source, Map.merge(overrides, %{checksum: "#{index}"}))
-          |> Map.put(:destination_path, destination)
+          again = %{
+            opts
+            | name: "second",
+              size: 99,
+              source_path: "/no/such/file",
+              destination_path: Path.join(context.folder, "elsewhere")
+          }
 
-        assert {:ok, attachment} = stage(registry, opts)
-
-        assert Map.take(attachment, Map.keys(overrides)) == overrides
-        assert attachment.path == destination
-        assert attachment.id == "#{index}"
-        assert attachment in list(registry)
+          assert {:ok, second} = stage.(again)
+          assert %{second | inserted_at: nil} == %{first | inserted_at: nil}
+          refute File.exists?(Path.join(context.folder, "elsewhere"))
+          assert listed(stage, context) == [second]
+        end
       end
-    end
 
-    test "takes any string as a key", %{registry: registry, folder: folder, source: source} do
-      keys = [
-        "",
-        "key",
-        "k/e/y",
-        "..",
-        "ke\0y",
-        "ключ",
-        <<255, 0, 128>>,
-        String.duplicate("k", 10_000)
+      test "makes now the insertion time of a known key", context do
+        for {_name, stage} <- ways_to_stage(context.registry) do
+          opts = stage_opts(context.source)
+          {:ok, first} = stage.(opts)
+
+          eventually(fn ->
+            {:ok, again} = stage.(opts)
+            DateTime.compare(again.inserted_at, first.inserted_at) == :gt
+          end)
+        end
+      end
+
+      # Each is {persist, ttl_ms}.
+      @merges [
+        # old, new, merged
+        {{false, 10}, {false, 20}, {false, 20}},
+        {{false, 20}, {false, 10}, {false, 10}},
+        {{false, 10}, {false, 0}, {false, 0}},
+        {{false, 10}, {false, :infinity}, {false, :infinity}},
+        {{false, :infinity}, {false, 10}, {false, :infinity}},
+        {{false, :infinity}, {false, :infinity}, {false, :infinity}},
+        {{false, 10}, {true, 20}, {true, :infinity}},
+        {{false, 10}, {true, :infinity}, {true, :infinity}},
+        {{true, 10}, {false, 20}, {true, 20}},
+        {{true, 10}, {false, :infinity}, {true, :infinity}},
+        {{true, 10}, {true, 20}, {true, :infinity}},
+        {{true, :infinity}, {false, 10}, {true, :infinity}},
+        {{true, :infinity}, {true, 10}, {true, :infinity}}
       ]
 
-      for {key, index} <- Enum.with_index(keys) do
-        opts = stage_opts(source, checksum: key, destination_path: "#{folder}/#{index}")
-        assert {:ok, %{id: ^key, checksum: ^key}} = stage(registry, opts)
-        assert {:ok, %{id: ^key}} = stage(registry, %{opts | destination_path: "#{folder}/no"})
-        refute File.exists?("#{folder}/no")
+      test "merges what was asked for before with what is asked for now", context do
+        for {_name, stage} <- ways_to_stage(context.registry),
+            {{{old_persist, old_ttl}, {new_persist, new_ttl}, {persist, ttl}}, index} <-
+              Enum.with_index(@merges) do
+          opts =
+            stage_opts(context.source,
+              checksum: "key #{index}",
+              destination_path: "#{context.folder}/#{index}"
+            )
+
+          {:ok, old} = stage.(%{opts | persist: old_persist, ttl_ms: old_ttl})
+          assert {old.persist, old.ttl_ms} == {old_persist, old_ttl}
+
+          {:ok, merged} = stage.(%{opts | persist: new_persist, ttl_ms: new_ttl})
+          assert {index, merged.persist, merged.ttl_ms} == {index, persist, ttl}
+          assert merged in listed(stage, context)
+        end
       end
 
-      assert registry |> list() |> Enum.map(& &1.checksum) |> Enum.sort() == Enum.sort(keys)
-    end
-
-    test "verifies a key that claims to be a digest", context do
-      wrong = sha256("something else")
-      destination = Path.join(context.folder, "destination/copy")
-
-      for {_name, stage} <- ways_to_stage(context.registry) do
-        opts = stage_opts(context.source, checksum: wrong, destination_path: destination)
-        assert stage.(opts) == {:error, {:checksum_mismatch, sha256("some notes")}}
-        assert listed(stage, context) == []
-      end
-
-      assert files_below(Path.join(context.folder, "destination")) == []
-      refute File.exists?(Path.dirname(destination))
-    end
-
-    test "takes what only resembles a digest for a key like any other", context do
-      digest = sha256("something else")
-
-      for {key, index} <-
-            Enum.with_index([
-              String.upcase(digest),
-              binary_part(digest, 0, 63),
-              digest <> "0",
-              String.replace_prefix(digest, binary_part(digest, 0, 1), "g")
-            ]) do
-        destination = Path.join(context.folder, "#{index}")
-        opts = stage_opts(context.source, checksum: key, destination_path: destination)
-        assert {:ok, %{checksum: ^key}} = stage(context.registry, opts)
-      end
-    end
-
-    test "overwrites what is at the destination", context do
-      destination = write(context.folder, "destination", "something else")
-      opts = stage_opts(context.source, destination_path: destination)
-      assert {:ok, _attachment} = stage(context.registry, opts)
-      assert File.read!(destination) == "some notes"
-    end
-
-    test "does not copy a known key's file again", context do
-      for {_name, stage} <- ways_to_stage(context.registry) do
-        opts = stage_opts(context.source, name: "first")
-        {:ok, first} = stage.(opts)
-
-        again = %{
-          opts
-          | name: "second",
-            size: 99,
-            source_path: "/no/such/file",
-            destination_path: Path.join(context.folder, "elsewhere")
-        }
-
-        assert {:ok, second} = stage.(again)
-        assert %{second | inserted_at: nil} == %{first | inserted_at: nil}
-        refute File.exists?(Path.join(context.folder, "elsewhere"))
-        assert listed(stage, context) == [second]
-      end
-    end
-
-    test "makes now the insertion time of a known key", context do
-      for {_name, stage} <- ways_to_stage(context.registry) do
-        opts = stage_opts(context.source)
-        {:ok, first} = stage.(opts)
-
-        eventually(fn ->
-          {:ok, again} = stage.(opts)
-          DateTime.compare(again.inserted_at, first.inserted_at) == :gt
-        end)
-      end
-    end
-
-    # Each is {persist, ttl_ms}.
-    @merges [
-      # old, new, merged
-      {{false, 10}, {false, 20}, {false, 20}},
-      {{false, 20}, {false, 10}, {false, 10}},
-      {{false, 10}, {false, 0}, {false, 0}},
-      {{false, 10}, {false, :infinity}, {false, :infinity}},
-      {{false, :infinity}, {false, 10}, {false, :infinity}},
-      {{false, :infinity}, {false, :infinity}, {false, :infinity}},
-      {{false, 10}, {true, 20}, {true, :infinity}},
-      {{false, 10}, {true, :infinity}, {true, :infinity}},
-      {{true, 10}, {false, 20}, {true, 20}},
-      {{true, 10}, {false, :infinity}, {true, :infinity}},
-      {{true, 10}, {true, 20}, {true, :infinity}},
-      {{true, :infinity}, {false, 10}, {true, :infinity}},
-      {{true, :infinity}, {true, 10}, {true, :infinity}}
-    ]
-
-    test "merges what was asked for before with what is asked for now", context do
-      for {_name, stage} <- ways_to_stage(context.registry),
-          {{{old_persist, old_ttl}, {new_persist, new_ttl}, {persist, ttl}}, index} <-
-            Enum.with_index(@merges) do
-        opts =
-          stage_opts(context.source,
-            checksum: "key #{index}",
-            destination_path: "#{context.folder}/#{index}"
-          )
-
-        {:ok, old} = stage.(%{opts | persist: old_persist, ttl_ms: old_ttl})
-        assert {old.persist, old.ttl_ms} == {old_persist, old_ttl}
-
-        {:ok, merged} = stage.(%{opts | persist: new_persist, ttl_ms: new_ttl})
-        assert {index, merged.persist, merged.ttl_ms} == {index, persist, ttl}
-        assert merged in listed(stage, context)
-      end
-    end
-
-    test "gives the file system's reasons, and leaves nothing behind", context do
-      destination = Path.join(context.folder, "destination/copy")
-      opts = stage_opts(context.source, destination_path: destination)
-
-      for {_name, stage} <- ways_to_stage(context.registry),
-          {overrides, reason} <- [
-            {%{source_path: "/no/such/file"}, :enoent},
-            {%{source_path: ""}, :enoent},
-            {%{source_path: context.folder}, :eisdir},
-            {%{source_path: context.source <> "/below"}, :enotdir},
-            {%{destination_path: context.source <> "/below"}, :enotdir},
-            {%{destination_path: context.folder}, :eisdir},
-            {%{destination_path: "/"}, :eisdir}
-          ] do
-        assert {overrides, stage.(Map.merge(opts, overrides))} == {overrides, {:error, reason}}
-        assert listed(stage, context) == []
-      end
-
-      assert files_below(Path.join(context.folder, "destination")) == []
-      assert File.read!(context.source) == "some notes"
-    end
-
-    test "refuses to stage a file onto itself", context do
-      link = Path.join(context.folder, "link")
-      File.ln!(context.source, link)
-
-      for {_name, stage} <- ways_to_stage(context.registry),
-          destination <- [context.source, link] do
+      test "gives the file system's reasons, and leaves nothing behind", context do
+        destination = Path.join(context.folder, "destination/copy")
         opts = stage_opts(context.source, destination_path: destination)
-        assert stage.(opts) == {:error, {:destination_is_source, context.source}}
+
+        for {_name, stage} <- ways_to_stage(context.registry),
+            {overrides, reason} <-
+              [
+                {%{source_path: "/no/such/file"}, :enoent},
+                {%{source_path: ""}, :enoent},
+                {%{source_path: context.folder}, :eisdir},
+                {%{source_path: context.source <> "/below"}, :enotdir}
+              ] ++ refused_destinations(context) do
+          assert {overrides, stage.(Map.merge(opts, overrides))} == {overrides, {:error, reason}}
+          assert listed(stage, context) == []
+        end
+
+        assert files_below(Path.join(context.folder, "destination")) == []
         assert File.read!(context.source) == "some notes"
       end
-    end
 
-    test "gives a failure to nobody but its caller", %{registry: registry, source: source} do
-      {:ok, attachment} = stage(registry, stage_opts(source))
+      test "refuses to stage a file onto itself", context do
+        link = Path.join(context.folder, "link")
+        File.ln!(context.source, link)
 
-      assert {:error, :enoent} =
-               stage(registry, stage_opts(source, checksum: "k", source_path: "no"))
+        for {_name, stage} <- ways_to_stage(context.registry),
+            destination <- [context.source, link] do
+          opts = stage_opts(context.source, destination_path: destination)
+          assert stage.(opts) == {:error, {:destination_is_source, context.source}}
+          assert File.read!(context.source) == "some notes"
+        end
+      end
 
-      assert list(registry) == [attachment]
-    end
+      test "gives a failure to nobody but its caller", %{registry: registry, source: source} do
+        {:ok, attachment} = stage(registry, stage_opts(source))
 
-    defp listed(stage, context) do
-      # The first of the two ways goes to the default registry.
-      if stage == (&Registry.stage/1), do: Registry.list(), else: list(context.registry)
-    end
-  end
+        assert {:error, :enoent} =
+                 stage(registry, stage_opts(source, checksum: "k", source_path: "no"))
 
-  describe "list/0 and :list, metrics/0 and :metrics, force_cleanup/0 and :force_cleanup" do
-    test "say and do the same", %{folder: folder} do
-      Registry.ensure_started()
-      registry = start_registry()
-
-      for {stage, list, metrics, force_cleanup} <- [
-            {&Registry.stage/1, &Registry.list/0, &Registry.metrics/0, &Registry.force_cleanup/0},
-            {&stage(registry, &1), fn -> list(registry) end,
-             fn -> GenServer.call(registry, :metrics) end,
-             fn -> GenServer.call(registry, :force_cleanup) end}
-          ] do
-        assert list.() == []
-        assert %{total_count: 0, next_expiry_at: nil} = metrics.()
-
-        {:ok, kept} = stage.(stage_opts(write(folder, "kept", "12345"), persist: true))
-        {:ok, expired} = stage.(stage_opts(write(folder, "expired", "123"), ttl_ms: 0))
-
-        assert Enum.sort(list.()) == Enum.sort([kept, expired])
-
-        assert metrics.() == %{
-                 total_count: 2,
-                 total_bytes: 8,
-                 persistent_count: 1,
-                 persistent_bytes: 5,
-                 expirable_count: 1,
-                 expirable_bytes: 3,
-                 next_expiry_at: expired.inserted_at
-               }
-
-        assert force_cleanup.() == :ok
-        assert list.() == [kept]
-        assert %{total_count: 1, total_bytes: 5, expirable_bytes: 0} = metrics.()
-        refute File.exists?(expired.path)
-        assert_intact([kept])
+        assert list(registry) == [attachment]
       end
     end
   end
 
-  describe "reset/1 and {:reset, dir}" do
-    test "remove every entry and its file, wherever it is", context do
-      Registry.ensure_started()
-      registry = start_registry()
+  # A file module itself says what it cannot make.
+  defp refused_destinations(%{registry_opts: []} = context) do
+    [
+      {%{destination_path: context.source <> "/below"}, :enotdir},
+      {%{destination_path: context.folder}, :eisdir},
+      {%{destination_path: "/"}, :eisdir}
+    ]
+  end
 
-      for {stage, list, reset} <- [
-            {&Registry.stage/1, &Registry.list/0, &Registry.reset/1},
-            {&stage(registry, &1), fn -> list(registry) end,
-             &GenServer.call(registry, {:reset, &1})}
-          ] do
-        {:ok, one} = stage.(stage_opts(context.source, persist: true))
+  defp refused_destinations(context) do
+    [
+      {%{destination_path: context.source <> "/below"}, :eexist},
+      {%{destination_path: context.folder}, {:unsupported_destination, :directory}},
+      {%{destination_path: "/"}, {:unsupported_destination, :directory}}
+    ]
+  end
 
-        elsewhere = Path.join(context.folder, "elsewhere/copy")
-        opts = stage_opts(context.source, checksum: "key", destination_path: elsewhere)
-        {:ok, two} = stage.(opts)
+  defp listed(stage, context) do
+    # The first of the two ways goes to the default registry.
+    if stage == (&Registry.stage/1), do: Registry.list(), else: list(context.registry)
+  end
 
-        assert reset.(context.staging_dir) == :ok
-        assert list.() == []
-        refute File.exists?(one.path)
-        refute File.exists?(two.path)
-        refute File.exists?(Path.dirname(elsewhere))
-        assert reset.(context.staging_dir) == :ok
+  for opts <- registries() do
+    describe "list/0 and :list, metrics/0 and :metrics, force_cleanup/0 and :force_cleanup, with #{inspect(opts)}" do
+      @describetag registry_opts: opts
+
+      test "say and do the same", %{folder: folder} = context do
+        [_default, registry] = start_registries(context)
+
+        for {stage, list, metrics, force_cleanup} <- [
+              {&Registry.stage/1, &Registry.list/0, &Registry.metrics/0,
+               &Registry.force_cleanup/0},
+              {&stage(registry, &1), fn -> list(registry) end,
+               fn -> GenServer.call(registry, :metrics) end,
+               fn -> GenServer.call(registry, :force_cleanup) end}
+            ] do
+          assert list.() == []
+          assert %{total_count: 0, next_expiry_at: nil} = metrics.()
+
+          {:ok, kept} = stage.(stage_opts(write(folder, "kept", "12345"), persist: true))
+          {:ok, expired} = stage.(stage_opts(write(folder, "expired", "123"), ttl_ms: 0))
+
+          assert Enum.sort(list.()) == Enum.sort([kept, expired])
+
+          assert metrics.() == %{
+                   total_count: 2,
+                   total_bytes: 8,
+                   persistent_count: 1,
+                   persistent_bytes: 5,
+                   expirable_count: 1,
+                   expirable_bytes: 3,
+                   next_expiry_at: expired.inserted_at
+                 }
+
+          assert force_cleanup.() == :ok
+          assert list.() == [kept]
+          assert %{total_count: 1, total_bytes: 5, expirable_bytes: 0} = metrics.()
+          refute File.exists?(expired.path)
+          assert_intact([kept])
+        end
       end
     end
+  end
 
-    test "take any directory, be it there or not", %{folder: folder} do
-      Registry.ensure_started()
-      registry = start_registry()
+  for opts <- registries() do
+    describe "reset/1 and {:reset, dir}, with #{inspect(opts)}" do
+      @describetag registry_opts: opts
 
-      for dir <- [folder, "/no/such/dir", "", ".", to_charlist(folder), [folder, ?/, "x"]],
-          reset <- [&Registry.reset/1, &GenServer.call(registry, {:reset, &1})] do
-        assert reset.(dir) == :ok
+      test "remove every entry and its file, wherever it is", context do
+        [_default, registry] = start_registries(context)
+
+        for {stage, list, reset} <- [
+              {&Registry.stage/1, &Registry.list/0, &Registry.reset/1},
+              {&stage(registry, &1), fn -> list(registry) end,
+               &GenServer.call(registry, {:reset, &1})}
+            ] do
+          {:ok, one} = stage.(stage_opts(context.source, persist: true))
+
+          elsewhere = Path.join(context.folder, "elsewhere/copy")
+          opts = stage_opts(context.source, checksum: "key", destination_path: elsewhere)
+          {:ok, two} = stage.(opts)
+
+          assert reset.(context.staging_dir) == :ok
+          assert list.() == []
+          refute File.exists?(one.path)
+          refute File.exists?(two.path)
+          # What a file module has made is its affair.
+          refute context.registry_opts == [] and File.exists?(Path.dirname(elsewhere))
+          assert reset.(context.staging_dir) == :ok
+        end
+      end
+
+      test "take any directory, be it there or not", %{folder: folder} = context do
+        [_default, registry] = start_registries(context)
+
+        for dir <- [folder, "/no/such/dir", "", ".", to_charlist(folder), [folder, ?/, "x"]],
+            reset <- [&Registry.reset/1, &GenServer.call(registry, {:reset, &1})] do
+          assert reset.(dir) == :ok
+        end
       end
     end
   end
@@ -640,38 +671,44 @@ defmodule Codex.Files.RegistryTest do
     end
   end
 
-  describe "the registry process" do
-    test "answers a request that it does not know with an error" do
-      registry = start_registry()
+  for opts <- registries() do
+    describe "the registry process, with #{inspect(opts)}" do
+      @describetag registry_opts: opts
 
-      for request <- [:unknown, nil, {:stage}, {:stage, 1, 2}, "list", {:reset}] do
-        assert GenServer.call(registry, request) == {:error, {:unknown_request, request}}
-      end
-    end
+      test "answers a request that it does not know with an error", context do
+        [_default, registry] = start_registries(context)
 
-    test "survives casts and messages that are not for it", %{source: source} do
-      {:ok, attachment} = Codex.Files.stage(source)
-      registry = Process.whereis(Registry)
-
-      for message <- [
-            :unknown,
-            nil,
-            :cleanup,
-            :cleanup_tick,
-            :timeout,
-            {:DOWN, make_ref(), :process, self(), :normal},
-            {:EXIT, self(), :boom},
-            {make_ref(), :ok},
-            {:codex_files, :cleaned}
-          ] do
-        send(registry, message)
-        GenServer.cast(registry, message)
-        assert GenServer.call(registry, :list) == [attachment]
+        for request <- [:unknown, nil, {:stage}, {:stage, 1, 2}, "list", {:reset}] do
+          assert GenServer.call(registry, request) == {:error, {:unknown_request, request}}
+        end
       end
 
-      assert Process.whereis(Registry) == registry
-    end
+      test "survives casts and messages that are not for it", %{source: source} = context do
+        [registry, _other] = start_registries(context)
+        {:ok, attachment} = Codex.Files.stage(source)
 
+        for message <- [
+              :unknown,
+              nil,
+              :cleanup,
+              :cleanup_tick,
+              :timeout,
+              {:DOWN, make_ref(), :process, self(), :normal},
+              {:EXIT, self(), :boom},
+              {make_ref(), :ok},
+              {:codex_files, :cleaned}
+            ] do
+          send(registry, message)
+          GenServer.cast(registry, message)
+          assert GenServer.call(registry, :list) == [attachment]
+        end
+
+        assert Process.whereis(Registry) == registry
+      end
+    end
+  end
+
+  describe "a registry that does its own file operations" do
     test "does not get in the way: what it is asked goes past it", %{source: source} do
       {:ok, registry} = Registry.ensure_started()
       :sys.suspend(registry)
