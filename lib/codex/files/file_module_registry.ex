@@ -99,6 +99,8 @@ defmodule Codex.Files.FileModuleRegistry do
   def terminate(_reason, %{cleared?: false}), do: :ok
 
   def terminate(_reason, state) do
+    # The end of a process that it is linked to does not interrupt it any more.
+    Process.flag(:trap_exit, true)
     state = work(%{state | stopping?: true, waiting: []}, {:reset, []})
     # The removal waits for those that are at work on what is listed.
     stop_stagings(state, &ManifestTable.get(state.table, &1.checksum))

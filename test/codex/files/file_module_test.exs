@@ -213,6 +213,35 @@ defmodule Codex.Files.FileModuleTest do
       assert File.read!(context.source) == "some notes"
     end
 
+    test "to what is no regular file is refused, and leaves it untouched", context do
+      %{registry: registry, source: source, folder: folder} = context
+
+      # Nodes of the test's own, never the system's.
+      [fifo, socket, device, link] =
+        for name <- ~w(fifo socket device link), do: Path.join(folder, name)
+
+      sh!("mkfifo", [fifo])
+      {:ok, listening} = :gen_tcp.listen(0, ifaddr: {:local, socket})
+      on_exit(fn -> :gen_tcp.close(listening) end)
+      target = write(folder, "target", "of somebody else")
+      File.ln_s!(target, link)
+      # A device without a driver: nobody can do harm with it.
+      device? = root?() and match?({_, 0}, System.cmd("mknod", [device, "c", "250", "250"]))
+
+      for {path, type} <-
+            [{fifo, :fifo}, {socket, :socket}, {folder, :directory}, {link, :symlink}] ++
+              if(device?, do: [{device, :device}], else: []) do
+        before = File.lstat!(path)
+        opts = stage_opts(source, destination_path: path)
+        assert stage(registry, opts) == {:error, {:unsupported_destination, type}}
+        assert GenServer.call(registry, {:reset, folder}) == :ok
+        assert File.lstat!(path) == before
+      end
+
+      assert callbacks() == []
+      assert File.read!(target) == "of somebody else"
+    end
+
     test "goes on when its caller dies", %{registry: registry, source: source} do
       PuppetFile.tell(:cp!, :block)
       {caller, monitor} = spawn_monitor(fn -> stage(registry, stage_opts(source)) end)
@@ -341,8 +370,11 @@ defmodule Codex.Files.FileModuleTest do
             {:process, making} in monitors,
             do: pid
 
+      monitor = Process.monitor(making)
       PuppetFile.tell(:mkdir_p!, :run)
       kill(worker)
+      # It could write over what somebody stages later.
+      assert_receive {:DOWN, ^monitor, :process, ^making, _reason}, 5_000
       assert_receive {0, {:error, :killed}}, 5_000
       for number <- 1..10, do: assert_receive({^number, {:error, :killed}}, 5_000)
       assert {:ok, _attachment} = stage(registry, opts)
@@ -461,6 +493,33 @@ defmodule Codex.Files.FileModuleTest do
       assert_intact([attachment])
     end
 
+    for request <- @removals do
+      test "#{inspect(request)} waits for who is at work on an entry, and looks again", context do
+        %{registry: registry, attachments: [lost | others]} = context
+        File.rm!(lost.path)
+        opts = stage_opts(Path.join([context.folder, "source", lost.name]), ttl_ms: 60_000)
+        PuppetFile.tell(:cp!, :block)
+        staging = async_call(registry, {:stage, opts})
+        copying = callback(:cp!)
+
+        removing = async_call(registry, unquote(Macro.escape(request)))
+        # The others go meanwhile.
+        for _ <- others, do: callback(:rm_rf)
+        assert [%{id: id}] = eventually(fn -> length(list(registry)) == 1 && list(registry) end)
+        assert id == lost.id
+        assert Task.yield(removing, 50) == nil
+
+        PuppetFile.release(copying)
+        assert {:ok, again} = Task.await(staging)
+        assert Task.await(removing) == :ok
+        # It has not expired any more.
+        left = if unquote(request == :force_cleanup), do: [again], else: []
+        assert list(registry) == left
+        assert_intact(left)
+        assert File.exists?(again.path) == (left != [])
+      end
+    end
+
     test "wait for each other", %{registry: registry} do
       PuppetFile.tell(:rm_rf, :block)
       first = async_call(registry, :force_cleanup)
@@ -499,6 +558,33 @@ defmodule Codex.Files.FileModuleTest do
       assert files_below(context.staging_dir) == []
     end
 
+    test "undo at an orderly stop what is blocked, without waiting for it", context do
+      %{registry: registry, folder: folder} = context
+      source = write(folder, "late", "late")
+      PuppetFile.tell(:cp!, :block)
+
+      # A new one, and one that copies again what has gone.
+      [lost | _others] = context.attachments
+      File.rm!(lost.path)
+      new = stage_opts(source, destination_path: Path.join(folder, "new"))
+      again = stage_opts(Path.join([folder, "source", lost.name]))
+
+      copying =
+        for opts <- [new, again] do
+          send_request(registry, {:stage, opts}, opts.name)
+          copying = callback(:cp!)
+          write(folder, Path.relative_to(opts.destination_path, folder), "part")
+          {copying, Process.monitor(copying)}
+        end
+
+      callbacks()
+      GenServer.stop(registry)
+      for {pid, monitor} <- copying, do: assert_received({:DOWN, ^monitor, _, ^pid, :killed})
+      for name <- ["late", lost.name], do: assert_receive({^name, {:error, :stopped}})
+      refute File.exists?(new.destination_path)
+      assert files_below(context.staging_dir) == []
+    end
+
     test "happen at an orderly stop to a copy that ends meanwhile, too", context do
       %{registry: registry, folder: folder} = context
       destination = Path.join(folder, "elsewhere/late")
@@ -534,7 +620,14 @@ defmodule Codex.Files.FileModuleTest do
       callback(:cp!)
 
       on_exit(fn ->
-        with pid when is_pid(pid) <- Process.whereis(name), do: GenServer.stop(pid, :normal)
+        # It may go between the two, as any process that is linked to a test.
+        with pid when is_pid(pid) <- Process.whereis(name) do
+          try do
+            GenServer.stop(pid, :normal)
+          catch
+            :exit, {:noproc, _call} -> :ok
+          end
+        end
       end)
     end
   end
