@@ -22,8 +22,11 @@ defmodule Codex.Files.Registry do
       `{:manifest_table_taken, name}`
     * `:file_module` - `File` by default. Any other module gets every file operation of this
       registry, each in a process of its own, and needs `mkdir_p!/1`, `cp!/2` and `rm_rf/1` with the
-      results of `File`'s. The first of them, at the start, is to remove the whole staging directory;
-      what permissions a copy has, and whether it appears whole, is up to the module
+      results of `File`'s. The first of them, at the start, is to remove the whole staging directory:
+      such a registry leaves nothing to a successor. What permissions a copy has, and whether it
+      appears whole, is up to the module. It does not trap exits: it is gone with the process that
+      it is linked to, and with it the file operations that are under way; `GenServer.stop/1` undoes
+      them, and removes the files
 
   ## Errors
 
