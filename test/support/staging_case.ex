@@ -203,6 +203,21 @@ defmodule Codex.Files.StagingCase do
     undo_once
   end
 
+  @doc """
+  For `@tag skip:`, the reason why a test cannot hold where `bin/file_systems` runs it, if that is on one
+  of these file systems; `false` elsewhere.
+  """
+  def not_on(file_systems, reason) do
+    here = System.get_env("CODEX_FILES_TEST_FILE_SYSTEM", "")
+
+    if here in file_systems do
+      IO.puts("not applicable on #{here}: #{reason}")
+      reason
+    else
+      false
+    end
+  end
+
   ## Staging
 
   @doc "What `Registry.stage/1` takes, for a file, under the digest of its content."
