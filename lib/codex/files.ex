@@ -229,7 +229,8 @@ defmodule Codex.Files do
       true
 
   """
-  @spec attach(options, Attachment.t()) :: options when options: %{attachments: [Attachment.t()]}
+  @spec attach(options, Attachment.t()) :: options
+        when options: %{:attachments => list(), optional(any()) => any()}
   def attach(%{attachments: attachments} = options, %Attachment{id: id} = attachment)
       when is_list(attachments) do
     others = Enum.reject(attachments, &match?(%Attachment{id: ^id}, &1))

@@ -38,6 +38,9 @@ defmodule Codex.Files.Attachment do
           size: non_neg_integer(),
           persist: boolean(),
           inserted_at: DateTime.t(),
-          ttl_ms: :infinity | non_neg_integer()
+          ttl_ms: ttl()
         }
+
+  @typedoc "A time to live in milliseconds; with 0 it ends at the next cleanup."
+  @type ttl :: :infinity | non_neg_integer()
 end
