@@ -36,6 +36,17 @@ defmodule Mix.Tasks.Compile.CodexFilesTest do
     result
   end
 
+  # What remembers where a prebuilt library came from.
+  defp note(project), do: Path.rootname(installed(project)) <> ".prebuilt"
+
+  # The miniature takes any file for a library. With the real module it takes the real one only.
+  defp with_real_module(project) do
+    native = "lib/codex/files/native.ex"
+    File.cp!(Path.join(root(), native), Path.join(project, native))
+  end
+
+  defp no_cargo, do: {"CARGO", "no-such-cargo"}
+
   # What a compilation says, other than that it waits for another cargo on this machine.
   defp compile_again!(project) do
     project |> mix!(["compile"]) |> String.replace(~r/^ *Blocking waiting .*\n/m, "")
@@ -248,23 +259,30 @@ defmodule Mix.Tasks.Compile.CodexFilesTest do
       write(context.folder, %{"prebuilt" => "prebuilt"})
       prebuilt = Path.join(context.folder, "prebuilt")
       File.chmod!(prebuilt, 0o400)
-      env = [{"CODEX_FILES_NIF", prebuilt}, {"CARGO", "no-such-cargo"}]
+      env = [{"CODEX_FILES_NIF", prebuilt}, no_cargo()]
 
       mix!(context.project, ["compile"], env)
       assert File.read!(installed(context.project)) == "prebuilt"
       # Whoever runs a release is often not the one who has built it.
       assert Bitwise.band(File.stat!(installed(context.project)).mode, 0o777) == 0o755
       refute File.exists?(Path.join(build_path(context.project), "cargo"))
+      assert File.read!(note(context.project)) == prebuilt
 
       assert task_result(context.project, env) =~ "{:noop, []}"
+      mix!(context.project, ["run", "-e", "Mix.Tasks.Compile.CodexFiles.clean()"], env)
+      refute File.exists?(Path.join(build_path(context.project), "priv"))
     end
 
     test "that is no file is one message", context do
+      fifo = Path.join(context.folder, "fifo")
+      {"", 0} = System.cmd("mkfifo", [fifo])
+
       for {path, message} <- [
             {"/no/such/library",
              "could not install the native library of codex_files from /no/such/library: " <>
                "no such file or directory"},
             {context.folder, "from #{context.folder}: illegal operation on a directory"},
+            {fifo, "from #{fifo}: expected a regular file"},
             {"relative/library",
              "expected CODEX_FILES_NIF to be an absolute path, got: relative/library"}
           ] do
@@ -272,6 +290,132 @@ defmodule Mix.Tasks.Compile.CodexFilesTest do
         assert output =~ message
         refute output =~ "** ("
       end
+    end
+
+    test "that cannot be loaded is refused in one message, and what is installed stays",
+         context do
+      with_real_module(context.project)
+      mix!(context.project, ["compile"], [{"CODEX_FILES_NIF", library()}])
+      whole = File.read!(library())
+      size = byte_size(whole)
+      assert File.read!(installed(context.project)) == whole
+
+      cut = fn bytes, length -> binary_part(bytes, 0, length) end
+      # Without the table at its end that says how long it has to be.
+      <<head::binary-40, _table::binary-8, middle::binary-12, _entries::binary-2, rest::binary>> =
+        whole
+
+      unknown_size = <<head::binary, 0::64, middle::binary, 0::16, rest::binary>>
+      <<head::binary-18, machine::binary-2, rest::binary>> = whole
+      other = if machine == <<62, 0>>, do: <<183, 0>>, else: <<62, 0>>
+      crypto = Path.join(:code.priv_dir(:crypto), "lib/crypto.so")
+
+      for {content, reason} <- [
+            {"", "file too short"},
+            {cut.(whole, 63), "file too short"},
+            {cut.(whole, 4_096), "expected #{size} bytes, got: 4096"},
+            {cut.(whole, div(size, 2)), "expected #{size} bytes, got: #{div(size, 2)}"},
+            {cut.(whole, size - 1), "expected #{size} bytes, got: #{size - 1}"},
+            {cut.(unknown_size, 65_536), "it kills or blocks the VM that tries it"},
+            {<<head::binary, other::binary, rest::binary>>, "cannot open shared object file"},
+            {"a text\n", "file too short"},
+            {String.duplicate("a longer text\n", 1_000), "invalid ELF header"},
+            {File.read!(crypto), "Library module name 'crypto' does not match"}
+          ] do
+        write(context.folder, %{"damaged.so" => content})
+        damaged = Path.join(context.folder, "damaged.so")
+
+        assert {1, output} = mix(context.project, ["compile"], [{"CODEX_FILES_NIF", damaged}])
+        assert [message] = Regex.run(~r/^could not install .* from #{damaged}: .*$/m, output)
+        assert message =~ reason
+        assert output =~ "Nothing was installed. Name a whole library in CODEX_FILES_NIF"
+        refute output =~ "** ("
+        refute output =~ "#{build_path(context.project)}/."
+        assert File.read!(installed(context.project)) == whole
+        assert File.read!(note(context.project)) == library()
+      end
+
+      # Neither a copy nor an image of the VM that died.
+      assert Enum.sort(File.ls!(build_path(context.project))) -- ["consolidated"] ==
+               [".mix", "ebin", "priv"]
+    end
+
+    test "of another version is refused", context do
+      with_real_module(context.project)
+      native = Path.join(context.project, "lib/codex/files/native.ex")
+
+      newer =
+        String.replace(
+          File.read!(native),
+          "  defp not_loaded,",
+          "  def newer(_handle, _opts), do: not_loaded()\n\n  defp not_loaded,"
+        )
+
+      File.write!(native, newer)
+      assert {1, output} = mix(context.project, ["compile"], [{"CODEX_FILES_NIF", library()}])
+      assert output =~ "expected it to have the function newer/2 of this version"
+      refute File.exists?(installed(context.project))
+    end
+
+    test "for another machine is not tried, and a VM that cannot load it says whose fault it is",
+         context do
+      with_real_module(context.project)
+      write(context.folder, %{"foreign.so" => "of another machine"})
+      foreign = Path.join(context.folder, "foreign.so")
+      env = [{"CODEX_FILES_NIF", foreign}, {"CARGO_BUILD_TARGET", "another-machine"}]
+
+      output = mix!(context.project, ["compile"], env)
+      assert output =~ "Installing #{foreign} untried, since CARGO_BUILD_TARGET"
+
+      output = load(context.project)
+      assert output =~ "codex_files: could not load #{installed(context.project)}: "
+      assert output =~ "file too short"
+      assert output =~ "It is a copy of #{inspect(foreign)}, which CODEX_FILES_NIF named"
+      assert output =~ "Name a library that was built for this system"
+      assert output =~ ~s(run "mix deps.compile codex_files --force"; or unset CODEX_FILES_NIF)
+    end
+
+    test "was not what named a library that cargo has built", context do
+      with_real_module(context.project)
+      # The miniature's own is no NIF library.
+      mix!(context.project, ["compile"])
+
+      output = load(context.project)
+      assert output =~ "codex_files: could not load #{installed(context.project)}: "
+
+      assert output =~
+               ~s("mix deps.clean codex_files --build", then "mix deps.compile codex_files")
+
+      refute output =~ "CODEX_FILES_NIF"
+    end
+
+    defp load(project) do
+      code = "Codex.Files.Native.available?()"
+      {_status, output} = mix(project, ["run", "--no-compile", "--no-start", "-e", code])
+      output
+    end
+
+    test "that blocks the VM is given up", context do
+      write(context.folder, %{
+        "blocks.rs" => """
+        #[unsafe(no_mangle)]
+        pub extern "C" fn nif_init() {
+            loop { std::thread::park() }
+        }
+        """
+      })
+
+      blocks = Path.join(context.folder, "blocks.so")
+      rustc = ["--crate-type", "cdylib", "--edition", "2024", "-o", blocks, "blocks.rs"]
+      {_output, 0} = System.cmd("rustc", rustc, cd: context.folder, stderr_to_stdout: true)
+      ebin = Application.app_dir(:codex_files, "ebin")
+
+      assert Codex.Files.Trial.run(blocks, ebin, 3_000) ==
+               {:refused, "it kills or blocks the VM that tries it"}
+
+      # It does not go on by itself.
+      assert {"", 1} = System.cmd("pgrep", ["-f", Path.rootname(blocks)])
+      assert Codex.Files.Trial.run(library(), ebin) == :ok
     end
   end
 

@@ -123,6 +123,12 @@ defmodule Codex.Files.HostProject do
     File.mkdir_p!(Path.join(folder, "lib/mix"))
     File.cp!(Path.join(@root, "mix.exs"), Path.join(folder, "mix.exs"))
     File.cp_r!(Path.join(@root, "lib/mix"), Path.join(folder, "lib/mix"))
+    File.mkdir_p!(Path.join(folder, "lib/codex/files"))
+
+    File.cp!(
+      Path.join(@root, "lib/codex/files/trial.ex"),
+      Path.join(folder, "lib/codex/files/trial.ex")
+    )
 
     write(folder, %{
       "lib/codex/files.ex" => """
@@ -143,6 +149,8 @@ defmodule Codex.Files.HostProject do
       defmodule Codex.Files.Native do
         @compile {:autoload, false}
         def loaded, do: true
+        # Takes any file for a library.
+        def load_from(_path), do: :ok
       end
       """,
       "Cargo.toml" => """

@@ -37,17 +37,37 @@ defmodule Codex.Files.Native do
   defp load_library do
     library = Application.app_dir(:codex_files, "priv/native/libcodex_files_nif")
 
-    case :erlang.load_nif(String.to_charlist(library), 0) do
+    case load_from(String.to_charlist(library)) do
       :ok ->
         :persistent_term.put(__MODULE__, :loaded)
 
       {:error, {_reason, text}} ->
-        IO.puts(:stderr, """
-        codex_files: could not load #{library}.so: #{text}
-        Run "mix deps.compile codex_files --force" to build it again.\
-        """)
-
+        IO.puts(:stderr, "codex_files: could not load #{library}.so: #{text}\n#{remedy(library)}")
         :not_loaded
+    end
+  end
+
+  @doc false
+  # The Mix compiler has another VM call it, to try a library before it is installed.
+  @spec load_from(charlist()) :: :ok | {:error, {atom(), charlist()}}
+  def load_from(path_without_extension), do: :erlang.load_nif(path_without_extension, 0)
+
+  # The Mix compiler leaves a note beside a library that it has not built.
+  defp remedy(library) do
+    case File.read(library <> ".prebuilt") do
+      {:ok, named} ->
+        """
+        It is a copy of #{inspect(named)}, which CODEX_FILES_NIF named when codex_files was compiled. Name a \
+        library that was built for this system, from this version of codex_files, and run "mix \
+        deps.compile codex_files --force"; or unset CODEX_FILES_NIF, and have one built by the same \
+        command.\
+        """
+
+      {:error, _reason} ->
+        """
+        Build it anew for the system that it is to run on: "mix deps.clean codex_files --build", then \
+        "mix deps.compile codex_files".\
+        """
     end
   end
 

@@ -16,19 +16,23 @@ defmodule Mix.Tasks.Compile.CodexFiles do
           Finished `release` profile [optimized] target(s) in 41.20s
 
   Cargo runs every time and its fingerprints decide what there is to do. When that is nothing, it is
-  silent and the compiler returns `:noop`. Everything is built below the build path, with the release
-  profile when the application is compiled in the `:prod` environment, as dependencies are by
-  default; the source folder is only read. What counts in the end is one file in the build path,
-  `priv/native/libcodex_files_nif.so`: a release carries this file and nothing else of the build.
-  `mix clean` removes it, and what cargo has built.
+  silent and the compiler returns `:noop`.
+
+  Everything is built below the build path, with the release profile when the application is compiled
+  in the `:prod` environment, as dependencies are by default; the source folder is only read. What
+  counts in the end is one file in the build path, `priv/native/libcodex_files_nif.so`: a release
+  carries this file and nothing else of the build. Beside a prebuilt one lies a note with the path that it was copied from, for the message of a system
+  that cannot load it. `mix clean` removes them, and what cargo has built.
 
   ## Environment variables
 
     * `CODEX_FILES_NIF` - the absolute path of a prebuilt library, to be installed instead of
-      building one. Neither Rust nor a C compiler is needed then.
+      building one. Neither Rust nor a C compiler is needed then. Another Erlang VM loads it first,
+      and calls its functions: one that is damaged, of another version or for another system is refused.
     * `CARGO` - the cargo to run, a name or an absolute path. Defaults to `cargo`.
     * `CARGO_BUILD_TARGET` - the target to build for, such as `aarch64-unknown-linux-gnu`. Defaults
-      to the machine that builds.
+      to the machine that builds. If it is set, a prebuilt library is installed without being tried,
+      since this machine may not be the one to load it.
 
   Whatever else cargo knows, such as `RUSTFLAGS`, reaches it unchanged, with two exceptions. A target
   directory is not taken from elsewhere, and panics unwind whatever the host's cargo configuration
@@ -38,7 +42,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
   Cargo's messages are printed as they come, and those of a failed build are returned as diagnostics
   too. A cargo that is missing or too old is one message with the remedy, and so is a prebuilt
-  library that cannot be read:
+  library that cannot be read or loaded, when what was installed before stays:
 
       $ CODEX_FILES_NIF=/no/such/library mix compile
       could not install the native library of codex_files from /no/such/library: no such file or directory
@@ -51,6 +55,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
   use Mix.Task.Compiler
 
+  alias Codex.Files.Trial
   alias Mix.Task.Compiler.Diagnostic
 
   @package "codex_files_nif"
@@ -58,8 +63,8 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
   @impl true
   def run(_args) do
-    with {:ok, library, diagnostics} <- library(),
-         {:ok, status} <- install(library) do
+    with {:ok, origin, library, diagnostics} <- library(),
+         {:ok, status} <- install(origin, library) do
       {status, diagnostics}
     else
       {:error, message, diagnostics} ->
@@ -82,6 +87,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
   defp remove_priv do
     _ = File.rm(installed())
+    _ = File.rm(note())
     _ = File.rmdir(Path.dirname(installed()))
     _ = File.rmdir(priv())
     :ok
@@ -95,6 +101,9 @@ defmodule Mix.Tasks.Compile.CodexFiles do
   defp target_dir, do: Path.join(Mix.Project.app_path(), "cargo")
   defp priv, do: Path.join(Mix.Project.app_path(), "priv")
   defp installed, do: Path.join([priv(), "native", @library])
+  # Has the path of the prebuilt library that the installed one is a copy of. When that cannot be
+  # loaded, Codex.Files.Native says whose fault it is.
+  defp note, do: Path.rootname(installed()) <> ".prebuilt"
 
   defp library do
     case System.get_env("CODEX_FILES_NIF", "") do
@@ -106,7 +115,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
   # A relative path would be relative to the dependency, not to where the command was typed.
   defp prebuilt(path) do
     if Path.type(path) == :absolute do
-      {:ok, path, []}
+      {:ok, :prebuilt, path, []}
     else
       failure("expected CODEX_FILES_NIF to be an absolute path, got: #{path}")
     end
@@ -225,7 +234,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
   end
 
   defp built({0, %{library: library} = output}) when is_binary(library) do
-    {:ok, library, output.messages |> Enum.reverse() |> diagnostics()}
+    {:ok, :built, library, output.messages |> Enum.reverse() |> diagnostics()}
   end
 
   defp built({status, output}) do
@@ -261,18 +270,34 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
   ## Installation
 
-  defp install(library) do
+  defp install(origin, library) do
     with :ok <- own_priv(),
          :ok <- File.mkdir_p(Path.dirname(installed())),
-         {:ok, status} <- replace(library, installed()) do
+         {:ok, status} <- replace(origin, library),
+         :ok <- write_note(origin, library) do
       {:ok, status}
     else
+      {:refused, reason} ->
+        failure("""
+        #{not_installed(library)}: #{reason}
+
+        Nothing was installed. Name a whole library in CODEX_FILES_NIF that was built for this system \
+        (#{:erlang.system_info(:system_architecture)}) from this version of codex_files, or unset it \
+        to have one built with Rust #{required_version()} or newer.\
+        """)
+
       {:error, reason} ->
-        failure(
-          "could not install the native library of codex_files from #{library}: " <>
-            "#{:file.format_error(reason)}"
-        )
+        failure("#{not_installed(library)}: #{:file.format_error(reason)}")
     end
+  end
+
+  defp not_installed(library),
+    do: "could not install the native library of codex_files from #{library}"
+
+  defp write_note(:prebuilt, library), do: File.write(note(), library)
+
+  defp write_note(:built, _library) do
+    with {:error, :enoent} <- File.rm(note()), do: :ok
   end
 
   # Mix links priv to that of the source folder if there is one. A library that belongs to one build
@@ -291,22 +316,38 @@ defmodule Mix.Tasks.Compile.CodexFiles do
   end
 
   # By rename, because writing to a library that a VM has loaded crashes that VM.
-  defp replace(library, installed) do
-    temporary = Path.join(Mix.Project.app_path(), ".#{@library}.#{System.pid()}")
+  defp replace(origin, library) do
+    temporary = Path.join(Mix.Project.app_path(), ".#{System.pid()}.#{@library}")
 
-    with false <- same?(library, installed),
-         {:ok, _size} <- File.copy(library, temporary),
-         :ok <- File.chmod(temporary, 0o755),
-         :ok <- File.rename(temporary, installed) do
+    with false <- installed?(origin, library),
+         :ok <- copy(library, temporary),
+         :ok <- try_out(origin, library, temporary),
+         :ok <- File.rename(temporary, installed()) do
       changed()
       {:ok, :ok}
     else
       true ->
         {:ok, :noop}
 
-      {:error, reason} ->
+      failed ->
         _ = File.rm(temporary)
-        {:error, reason}
+        failed
+    end
+  end
+
+  # Where there is a note the library has been tried.
+  defp installed?(origin, library) do
+    same?(library, installed()) and (origin == :built or File.exists?(note()))
+  end
+
+  defp copy(library, temporary) do
+    # Anything but a file may be read for ever.
+    with {:ok, %{type: type}} when type in [:regular, :directory] <- File.stat(library),
+         {:ok, _size} <- File.copy(library, temporary) do
+      File.chmod(temporary, 0o755)
+    else
+      {:ok, _no_file} -> {:refused, "expected a regular file"}
+      {:error, reason} -> {:error, reason}
     end
   end
 
@@ -316,6 +357,21 @@ defmodule Mix.Tasks.Compile.CodexFiles do
       File.read(a) == File.read(b)
     else
       _ -> false
+    end
+  end
+
+  # Whoever has built it may have built it for another machine, or sent us a part.
+  defp try_out(:built, _library, _copy), do: :ok
+
+  defp try_out(:prebuilt, library, copy) do
+    if System.get_env("CARGO_BUILD_TARGET", "") == "" do
+      with {:refused, reason} <- Trial.run(copy, Path.join(Mix.Project.app_path(), "ebin")),
+           do: {:refused, String.replace(reason, copy, library)}
+    else
+      # This machine's VM could not load it.
+      Mix.shell().info(
+        "Installing #{library} untried, since CARGO_BUILD_TARGET says that it is for another machine"
+      )
     end
   end
 
