@@ -419,6 +419,83 @@ defmodule Mix.Tasks.Compile.CodexFilesTest do
     end
   end
 
+  describe "without cargo, a library that was built before" do
+    setup :hosted
+
+    setup context do
+      mix!(context.host, ["compile"])
+      %{built: File.read!(installed(context.host))}
+    end
+
+    defp lib_rs(context), do: Path.join(context.library, "native/codex_files_nif/src/lib.rs")
+
+    test "stays in use while the sources are unchanged", context do
+      assert mix!(context.host, ["compile"], [no_cargo()]) == ""
+
+      # Checked out anew, at another time.
+      File.touch!(lib_rs(context), 1_000_000_000)
+      File.rm!(installed(context.host))
+      mix!(context.host, ["compile"], [no_cargo()])
+      assert File.read!(installed(context.host)) == context.built
+
+      old = executable(context.folder, "old", "echo 'cargo 1.65.0'")
+      mix!(context.host, ["compile"], [{"CARGO", old}])
+    end
+
+    test "stays in use where everything has been moved", context do
+      moved = context.folder <> "_moved"
+      on_exit(fn -> File.rm_rf!(moved) end)
+      File.cp_r!(context.folder, moved)
+      host = Path.join(moved, "host")
+      File.rm!(installed(host))
+      File.rm_rf!(context.folder)
+
+      mix!(host, ["compile"], [no_cargo()])
+      assert File.read!(installed(host)) == context.built
+    end
+
+    test "is of no use when a source has changed", context do
+      for file <- ["native/codex_files_nif/src/lib.rs", "Cargo.lock"] do
+        path = Path.join(context.library, file)
+        before = File.read!(path)
+        File.write!(path, before <> "\n")
+        assert_needs_cargo(context, [])
+        File.write!(path, before)
+        mix!(context.host, ["compile"], [no_cargo()])
+      end
+
+      # Nor is what an interrupted build may have left.
+      File.write!(lib_rs(context), crate("\"four\""))
+      assert {1, _output} = mix(context.host, ["compile"])
+      assert_needs_cargo(context, [])
+    end
+
+    test "is of no use for another target or profile", context do
+      assert_needs_cargo(context, [{"CARGO_BUILD_TARGET", "another-machine"}])
+
+      dependency = ~s({:codex_files, path: "../library", env: :dev})
+      host(context.host, deps: "[#{dependency}]")
+      assert_needs_cargo(context, [])
+    end
+
+    test "comes back when CODEX_FILES_NIF is unset", context do
+      write(context.folder, %{"prebuilt" => "prebuilt"})
+      prebuilt = Path.join(context.folder, "prebuilt")
+      mix!(context.host, ["compile"], [{"CODEX_FILES_NIF", prebuilt}])
+      assert File.read!(installed(context.host)) == "prebuilt"
+
+      mix!(context.host, ["compile"], [no_cargo()])
+      assert File.read!(installed(context.host)) == context.built
+      refute File.exists?(note(context.host))
+    end
+
+    defp assert_needs_cargo(context, env) do
+      assert {1, output} = mix(context.host, ["compile"], [no_cargo() | env])
+      assert output =~ "could not find no-such-cargo"
+      assert_remedy(output)
+    end
+  end
+
   describe "as a dependency" do
     setup :hosted
 

@@ -16,7 +16,8 @@ defmodule Mix.Tasks.Compile.CodexFiles do
           Finished `release` profile [optimized] target(s) in 41.20s
 
   Cargo runs every time and its fingerprints decide what there is to do. When that is nothing, it is
-  silent and the compiler returns `:noop`.
+  silent and the compiler returns `:noop`. Where cargo cannot be run any more, what it has built stays
+  in use as long as the Rust sources, the target and the profile are the same.
 
   Everything is built below the build path, with the release profile when the application is compiled
   in the `:prod` environment, as dependencies are by default; the source folder is only read. What
@@ -124,10 +125,46 @@ defmodule Mix.Tasks.Compile.CodexFiles do
   ## Build
 
   defp build do
+    # Before cargo reads them: what is changed meanwhile is built the next time.
+    sources = digest_sources()
+
     with {:ok, cargo} <- find_cargo(),
          :ok <- check_version(cargo) do
-      cargo |> run_cargo() |> built()
+      _ = File.rm(record())
+      cargo |> run_cargo() |> built(sources)
+    else
+      unfit -> built_earlier(sources, unfit)
     end
+  end
+
+  # What was built of these sources is there, although cargo is not any more.
+  defp built_earlier(sources, unfit) do
+    with {:ok, record} <- File.read(record()),
+         [^sources, library] <- String.split(record, "\n", parts: 2),
+         library = Path.expand(library, target_dir()),
+         true <- File.regular?(library) do
+      {:ok, :built, library, []}
+    else
+      _ -> unfit
+    end
+  end
+
+  # Says of what cargo has built the library, and where that is.
+  defp record, do: Path.join(target_dir(), "#{@package}.built")
+
+  # By content, since copying a folder into an image or checking it out again changes the times.
+  defp digest_sources do
+    sources =
+      for path <- ["Cargo.toml", "Cargo.lock" | Path.wildcard("native/**")],
+          File.regular?(path),
+          do: [path, 0, File.read!(path), 0]
+
+    machine = [
+      :erlang.system_info(:system_architecture),
+      System.get_env("CARGO_BUILD_TARGET", "")
+    ]
+
+    Base.encode16(:erlang.md5([sources, machine, profile(Mix.env())]))
   end
 
   defp find_cargo do
@@ -233,11 +270,13 @@ defmodule Mix.Tasks.Compile.CodexFiles do
     end
   end
 
-  defp built({0, %{library: library} = output}) when is_binary(library) do
+  defp built({0, %{library: library} = output}, sources) when is_binary(library) do
+    # Without it the next build needs cargo, no more.
+    _ = File.write(record(), [sources, "\n", Path.relative_to(library, target_dir())])
     {:ok, :built, library, output.messages |> Enum.reverse() |> diagnostics()}
   end
 
-  defp built({status, output}) do
+  defp built({status, output}, _sources) do
     message =
       "could not build the native library of codex_files: cargo exited with status #{status}"
 
