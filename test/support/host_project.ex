@@ -248,12 +248,14 @@ defmodule Codex.Files.HostProject do
 
     if Keyword.get(opts, :files, true) do
       write(folder, %{
-        "lib/codex/files.ex" => """
-        defmodule Codex.Files do
-          def origin, do: :codex_sdk
-        end
-        """,
-        "lib/codex/files/attachment.ex" => attachment(),
+        "lib/codex/files.ex" =>
+          attachment() <>
+            """
+
+            defmodule Codex.Files do
+              def origin, do: :codex_sdk
+            end
+            """,
         "lib/codex/files/registry.ex" => registry(:codex_sdk)
       })
     end
