@@ -9,7 +9,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
       $ mix compile
       ==> codex_files
-      Compiling 11 files (.ex)
+      Compiling ... files (.ex)
       Generated codex_files app
          Compiling codex_files v0.1.0
          Compiling codex_files_nif v0.1.0
