@@ -336,7 +336,6 @@ defmodule Codex.Files.Registry do
     end
   end
 
-  defp cleanup_result({:error, _reason} = error), do: error
   defp cleanup_result([]), do: :ok
   defp cleanup_result(failed), do: {:error, {:cleanup_failed, failed}}
 
