@@ -54,6 +54,16 @@ defmodule Codex.Files.GuidesTest do
     assert printed =~ "{:unsupported_file_type, :device}: expected a regular file, got a device\n"
   end
 
+  # What the guide to moving over says of a table that is not the default registry's.
+  test "the table of a registry with a file module has the attachments", %{folder: folder} do
+    registry = start_registry(manifest_table: :of_file_module, file_module: Codex.Files.Copy)
+    opts = stage_opts(write(folder, "source", "content"))
+    {:ok, attachment} = GenServer.call(registry, {:stage, opts})
+
+    assert [tuple] = :ets.lookup(:of_file_module, attachment.checksum)
+    assert elem(tuple, 1) == attachment
+  end
+
   describe "the guide to telemetry" do
     setup do
       start_telemetry()
