@@ -56,7 +56,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
   use Mix.Task.Compiler
 
-  alias Codex.Files.Trial
+  alias Codex.Files.{Native, Trial}
   alias Mix.Task.Compiler.Diagnostic
 
   @package "codex_files_nif"
@@ -100,6 +100,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
   # Beside ebin and priv, which a release copies whole.
   defp target_dir, do: Path.join(Mix.Project.app_path(), "cargo")
+  defp ebin, do: Path.join(Mix.Project.app_path(), "ebin")
   defp priv, do: Path.join(Mix.Project.app_path(), "priv")
   defp installed, do: Path.join([priv(), "native", @library])
   # Has the path of the prebuilt library that the installed one is a copy of. When that cannot be
@@ -354,29 +355,38 @@ defmodule Mix.Tasks.Compile.CodexFiles do
     end
   end
 
-  # By rename, because writing to a library that a VM has loaded crashes that VM.
   defp replace(origin, library) do
+    cond do
+      not same?(library, installed()) -> replace_by(origin, library)
+      origin == :built or tried?() -> {:ok, :noop}
+      true -> with :ok <- try_out(origin, library, installed()), do: {:ok, :noop}
+    end
+  end
+
+  # By rename, because writing to a library that a VM has loaded crashes that VM.
+  defp replace_by(origin, library) do
     temporary = Path.join(Mix.Project.app_path(), ".#{System.pid()}.#{@library}")
 
-    with false <- installed?(origin, library),
-         :ok <- copy(library, temporary),
+    with :ok <- copy(library, temporary),
          :ok <- try_out(origin, library, temporary),
          :ok <- File.rename(temporary, installed()) do
       changed()
       {:ok, :ok}
     else
-      true ->
-        {:ok, :noop}
-
       failed ->
         _ = File.rm(temporary)
         failed
     end
   end
 
-  # Where there is a note the library has been tried.
-  defp installed?(origin, library) do
-    same?(library, installed()) and (origin == :built or File.exists?(note()))
+  # The note is written after a trial. A module that has been compiled since may want other functions.
+  defp tried? do
+    with {:ok, %{mtime: tried}} <- File.stat(note()),
+         {:ok, %{mtime: compiled}} <- File.stat(Path.join(ebin(), "#{Native}.beam")) do
+      tried > compiled
+    else
+      _ -> false
+    end
   end
 
   defp copy(library, temporary) do
@@ -404,7 +414,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
   defp try_out(:prebuilt, library, copy) do
     if System.get_env("CARGO_BUILD_TARGET", "") == "" do
-      with {:refused, reason} <- Trial.run(copy, Path.join(Mix.Project.app_path(), "ebin")),
+      with {:refused, reason} <- Trial.run(copy, ebin()),
            do: {:refused, String.replace(reason, copy, library)}
     else
       # This machine's VM could not load it.
@@ -415,7 +425,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
   end
 
   defp changed do
-    if :erlang.module_loaded(Codex.Files.Native) do
+    if :erlang.module_loaded(Native) do
       Mix.shell().info(
         "The native library of codex_files has changed: restart the VM to load it, " <>
           "this one keeps the former"
