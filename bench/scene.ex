@@ -10,7 +10,7 @@ defmodule Bench.Scene do
   # The files of one turn of a row that writes or removes some.
   @some 1_000
 
-  # How many different ones are staged again. A registry recognises 65,536 unchanged files.
+  # How many different ones are staged again.
   @again 1_000
 
   @names ~w(metrics list cleanup_idle known again new cleanup reset)

@@ -1,5 +1,5 @@
-//! The manifest alone, at each of the sizes given: what an entry costs in memory, and what the
-//! operations cost in time. No file is touched. `bin/bench` runs it with 1,000,000; the output is
+//! The manifest, and what recognises the sources, at each of the sizes given: what an entry costs in
+//! memory, and what the operations cost in time. No file is touched. `bin/bench` runs it with 1,000,000; the output is
 //! `entries,operation,unit,value,value,...`, one value for each repetition.
 
 #![allow(unsafe_code, reason = "an allocator cannot be written without")]
@@ -13,10 +13,14 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::{Duration, Instant};
 
 use codex_files::checksum::Checksum;
+use codex_files::disk::Fingerprint;
 use codex_files::manifest::attachment::File;
+use codex_files::recognition::{Likeness, Recognition};
 use codex_files::sweeper;
 use codex_files::time::Now;
 use entries::{DAY, Handle, NOTHING, Samples, checksum, enter, file, scramble};
+use nix::sys::stat::FileStat;
+use once_cell::sync::Lazy;
 
 /// Counts the bytes that are allocated.
 struct Counting;
@@ -57,6 +61,7 @@ fn main() {
 fn measure(entries: usize) {
     let before = (ALLOCATED.load(Ordering::Relaxed), resident());
     let manifest = Samples::new();
+    let recognition = Recognition::default();
     let mut strings = 0;
     let mut inserts = Vec::new();
     for first in (0..entries).step_by(BATCH) {
@@ -64,10 +69,13 @@ fn measure(entries: usize) {
         strings += files.iter().map(string_bytes).sum::<usize>();
         let count = files.len();
         let start = Instant::now();
-        for file in files {
-            enter(&manifest, &file, DAY);
+        for file in &files {
+            enter(&manifest, file, DAY);
         }
         inserts.push(start.elapsed() / u32::try_from(count).expect("a batch is small"));
+        for (number, file) in (first..).zip(&files) {
+            recognition.remember(&source(number), Likeness::Proof, &file.0, || first);
+        }
     }
     // The last ones: at this size.
     let last = inserts.split_off(inserts.len().saturating_sub(REPETITIONS));
@@ -94,6 +102,15 @@ fn measure(entries: usize) {
         for key in &keys {
             let file = manifest.lookup(key).expect("it is there");
             black_box(manifest.refresh(&file, DAY, Now::read()));
+        }
+    });
+    let sources: Vec<_> = (0..BATCH)
+        .map(|number| source(scramble(number as u64) as usize % entries))
+        .collect();
+    repeat(entries, "recognise", sources.len(), || {
+        for source in &sources {
+            let found = recognition.find(source, Likeness::Proof);
+            black_box(found.expect("as many are remembered as are staged"));
         }
     });
     repeat(entries, "metrics", BATCH, || {
@@ -131,6 +148,14 @@ fn measure(entries: usize) {
         })
         .collect();
     print(entries, "sweep", &sweeps);
+}
+
+/// What a look at the source of a file would show.
+fn source(number: usize) -> Fingerprint {
+    static LOOK: Lazy<FileStat> = Lazy::new(|| nix::sys::stat::stat("/").expect("it is there"));
+    let mut stat = *LOOK;
+    stat.st_ino = number as _;
+    Fingerprint::of(&stat)
 }
 
 /// Runs `work`, which is `operations` operations, a few times.
