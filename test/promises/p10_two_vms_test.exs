@@ -1,7 +1,7 @@
 defmodule Codex.Files.P10TwoVMsTest do
   @moduledoc """
   P10: two VMs may share a staging directory: neither's start, sweep nor reset removes a file that
-  the other holds. Dead VMs' files go at the next start.
+  the other holds. Dead VMs' files go at the next start, in every directory that it uses.
   """
 
   use Codex.Files.StagingCase, async: false
@@ -99,6 +99,38 @@ defmodule Codex.Files.P10TwoVMsTest do
       refute File.exists?(destination)
       assert Path.wildcard(Path.join(context.staging_dir, "*/*")) == []
     end
+  end
+
+  # A host that configures the directory once it knows where its data is to be.
+  test "a dead VM's files go when another directory is first used", context do
+    [late, destinations] = for name <- ["late", "places"], do: Path.join(context.folder, name)
+    elsewhere = fn -> for path <- files_below(destinations), not (path =~ ~r"/\z"), do: path end
+    staged = fn -> Path.wildcard(late <> "/codex_files-*/*/*") end
+
+    for round <- 1..4 do
+      vm = ChildVM.start(context.staging_dir)
+      stage_there(vm, context.theirs)
+      ChildVM.eval(vm, quote(do: Application.put_env(:codex_sdk, :staging_dir, unquote(late))))
+      theirs = stage_there(vm, context.both)
+
+      opts =
+        Macro.escape(
+          stage_opts(context.mine, destination_path: Path.join(destinations, "#{round}/copy"))
+        )
+
+      {:ok, _copy} = ChildVM.eval(vm, quote(do: Codex.Files.Registry.stage(unquote(opts))))
+      eventually(fn -> staged.() == [theirs.path] end)
+      eventually(fn -> elsewhere.() == ["#{round}/copy"] end)
+      assert_intact([theirs])
+      ChildVM.kill(vm)
+    end
+
+    # Nor is it the first use that counts, but the dead.
+    configure(:staging_dir, late)
+    {:ok, _registry} = Registry.ensure_started()
+    assert Registry.force_cleanup() == :ok
+    assert staged.() == []
+    assert elsewhere.() == []
   end
 
   test "many VMs that start at once leave each other alone", context do

@@ -1,7 +1,7 @@
 //! A registry: the manifest, the disk it describes, and the threads that work on it.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -108,6 +108,8 @@ pub struct Registry {
     /// By staging directory, as asked for; `None` once the registry has stopped, so that none is
     /// opened any more. Not the manifest's lock: an area may be opened meanwhile.
     areas: Mutex<Option<HashMap<PathBuf, Arc<Area>>>>,
+    /// The staging directories, as asked for, in which dead registries' files have been looked for.
+    purged: Mutex<HashSet<PathBuf>>,
     recognition: Option<Recognition<StagedFile>>,
     ownership: Mutex<Ownership>,
     /// Set at the end: copies that are under way give up.
@@ -142,6 +144,7 @@ impl Registry {
         let registry = Arc::new(Self {
             manifest: Manifest::new(),
             areas: Mutex::new(Some(HashMap::new())),
+            purged: Mutex::new(HashSet::new()),
             recognition: options.recognise_unchanged.then(Recognition::default),
             ownership: Mutex::new(Ownership::AbandonedSince(Instant::now())),
             ending: AtomicBool::new(false),
@@ -180,6 +183,13 @@ impl Registry {
     /// Hands the cleanup thread a command. It does one after the other.
     pub fn command(&self, command: Command) {
         self.sweeper.send(command);
+    }
+
+    /// Has the cleanup thread remove what dead registries left below a staging directory. That is also
+    /// done when a directory is first used for which nobody has asked for it.
+    pub fn purge(&self, staging_dir: StagingDir) {
+        self.purged.lock().insert(staging_dir.path.clone());
+        self.command(Command::Purge(staging_dir));
     }
 
     /// Gives it to a new owner, whether the one before is known to have gone or not; `None` if it has
@@ -672,6 +682,9 @@ impl Registry {
                 .or_insert_with(|| opened.clone())
                 .clone()
         });
+        if self.purged.lock().insert(staging_dir.path.clone()) {
+            self.command(Command::Purge(staging_dir.clone()));
+        }
         // Opened without the lock: if another was quicker, or the end, ours goes again.
         if !area.as_ref().is_some_and(|area| Arc::ptr_eq(area, &opened)) {
             opened.remove_if_empty();

@@ -425,7 +425,7 @@ fn child_that_crashes() {
         .into_iter()
         .find(|scene| scene.name == variable("CODEX_FILES_TEST_SCENE"))
         .unwrap();
-    let lab = Lab::in_dir(&dir);
+    let lab = Lab::in_dir(&dir).started();
     scene.set(&lab);
     let plan = Plan {
         at: variable("CODEX_FILES_TEST_CALL").parse().unwrap(),
@@ -635,9 +635,8 @@ fn p10_whichever_call_of_a_start_fails_the_next_one_removes_the_rest_and_nothing
         stage_some(&mut lab);
         let notes = lab.staging_path().join("notes");
         fs::write(&notes, b"foreign").unwrap();
-        lab.crash();
-        // A neighbour that is alive, with files of its own.
-        let neighbour = Lab::in_dir(&lab.root);
+        // A neighbour that is alive, with files of its own. It looks for the dead while there are none.
+        let neighbour = Lab::in_dir(&lab.root).started();
         staged(neighbour.stage_file(&neighbour.source("source", b"neighbour")));
         (lab, neighbour, notes)
     };

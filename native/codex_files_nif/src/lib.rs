@@ -103,7 +103,7 @@ fn stop_staging<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
 fn purge<'a>(env: Env<'a>, handle: ResourceArc<Handle>, staging_dir: Term<'a>) -> Term<'a> {
     guarded(env, "nif-purge", || {
         let staging_dir = decode::staging_dir(staging_dir)?;
-        handle.registry.command(Command::Purge(staging_dir));
+        handle.registry.purge(staging_dir);
         Ok(atoms::ok().encode(env))
     })
 }

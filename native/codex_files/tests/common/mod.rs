@@ -77,6 +77,14 @@ impl Lab {
             _dir: Some(dir),
             ..Self::in_dir(Path::new(""))
         }
+        .started()
+    }
+
+    /// Does what a start does, so that it is not done beside the first staging.
+    pub fn started(self) -> Self {
+        self.registry.purge(self.staging_dir());
+        self.cleanup();
+        self
     }
 
     pub fn in_dir(dir: &Path) -> Self {
