@@ -101,6 +101,8 @@ defmodule Codex.Files do
     * `{:unsupported_file_type, type}` - not a regular file but a `:fifo`, `:socket`, `:device` or
       `:other`
     * `{:invalid_name, name}`, `{:invalid_ttl, ttl_ms}`, `{:invalid_option, key, value}`
+    * `{:staging_dir, path, reason}` - the staging directory cannot be made, opened or locked: what the
+      file system says is `:enotdir`, `:erofs` or the like
     * `{:insecure_staging_dir, path, reason}` - the staging directory belongs to another user
       (`:foreign_owner`), or is a symbolic link of another user's (`:foreign_link`)
 

@@ -173,9 +173,44 @@ defmodule Codex.FilesTest do
       loop = Path.join(folder, "loop")
       File.ln_s!(loop, loop)
       assert Codex.Files.stage(loop) == {:error, :eloop}
+    end
 
-      configure(:staging_dir, source)
-      assert Codex.Files.stage(source) == {:error, :enotdir}
+    # Of a small file and of a large one, and of either at a destination: that is on record there.
+    test "names a staging directory that cannot be made, opened or locked", context do
+      %{folder: folder, source: source} = context
+      large = write(folder, "large", :binary.copy("a", 1_000_000))
+      {:ok, _registry} = Registry.ensure_started()
+      loop = Path.join(folder, "loop")
+      File.ln_s!(loop, loop)
+
+      for {dir, posix} <- [
+            {"", :enoent},
+            {"/proc/codex_files", :enoent},
+            {source, :enotdir},
+            {source <> "/below", :enotdir},
+            {loop, :eloop},
+            {Path.join(folder, String.duplicate("n", 256)), :enametoolong}
+          ] do
+        configure(:staging_dir, dir)
+        reason = {:staging_dir, dir, posix}
+
+        for source <- [source, large] do
+          assert Codex.Files.stage(source) == {:error, reason}
+          opts = stage_opts(source, destination_path: Path.join(folder, "made/copy"))
+          assert Registry.stage(opts) == {:error, reason}
+          refute File.exists?(Path.join(folder, "made"))
+        end
+
+        assert Codex.Files.format_error(reason) =~ inspect(dir)
+        assert Codex.Files.stage(Path.join(folder, "no-such-file")) == {:error, :enoent}
+        assert Codex.Files.list_staged() == []
+        assert Codex.Files.reset!() == :ok
+        assert Registry.reset(dir) == :ok
+      end
+
+      assert File.read!(source) == "some notes"
+      configure(:staging_dir, Path.join(folder, "staging"))
+      assert {:ok, _attachment} = Codex.Files.stage(source)
     end
 
     test "with a bad TTL, given or configured, is {:invalid_ttl, _}", %{source: source} do

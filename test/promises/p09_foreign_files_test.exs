@@ -1,10 +1,12 @@
 defmodule Codex.Files.P09ForeignFilesTest do
   @moduledoc """
-  P9: only what the library wrote is ever deleted; a foreign file in the staging directory survives
-  start and reset. `reset("/")` is harmless.
+  P9: only what the library wrote is ever deleted or replaced; a foreign file in the staging directory
+  survives start and reset. `reset("/")` is harmless, and so is any destination.
   """
 
   use Codex.Files.StagingCase, async: false
+
+  alias Codex.Files.ChildVM
 
   @moduletag :user
 
@@ -100,6 +102,100 @@ defmodule Codex.Files.P09ForeignFilesTest do
       File.write!(attachment.path, "of somebody else")
       assert {name, remove.()} == {name, :ok}
       assert_there([attachment.path])
+    end
+  end
+
+  # Whatever is there, and whoever looks: nobody has lost it.
+  describe "a destination that is no regular file" do
+    setup %{folder: folder} do
+      dir = Path.join(folder, "destinations")
+      File.mkdir!(dir)
+      path = &Path.join(dir, &1)
+      target = write(folder, "target/file", "of somebody else")
+
+      sh!("mkfifo", [path.("fifo")])
+      {:ok, _socket} = :gen_tcp.listen(0, ifaddr: {:local, path.("socket")})
+      write(path.("directory"), "file", "of somebody else")
+      File.mkdir!(path.("empty"))
+      File.ln_s!(target, path.("link"))
+      File.ln_s!(Path.dirname(target), path.("link-to-directory"))
+      File.ln_s!(path.("nowhere"), path.("dangling"))
+      # The null device's twin, never the real one.
+      if root?(), do: sh!("mknod", [path.("device"), "c", "1", "3"])
+
+      types = %{
+        "fifo" => :fifo,
+        "socket" => :socket,
+        "directory" => :directory,
+        "directory/." => :directory,
+        "empty" => :directory,
+        "link" => :symlink,
+        "link-to-directory" => :symlink,
+        "dangling" => :symlink
+      }
+
+      types = if root?(), do: Map.put(types, "device", :device), else: types
+      destinations = for {name, type} <- types, do: {path.(name), type}
+      %{destinations: destinations, kept: [target, path.("directory/file")], dir: dir}
+    end
+
+    defp looks(dir) do
+      for name <- files_below(dir) do
+        stat = File.lstat!(Path.join(dir, name))
+        {name, stat.type, stat.inode, stat.major_device, stat.minor_device}
+      end
+    end
+
+    test "is refused and untouched, also by a removal", context do
+      before = looks(context.dir)
+
+      for {name, remove} <- removals(context.staging_dir) do
+        {:ok, registry} = Registry.ensure_started()
+
+        for {destination, type} <- context.destinations,
+            {way, stage} <- ways_to_stage(registry) do
+          opts = stage_opts(context.source, destination_path: destination, ttl_ms: 0)
+          reason = {:unsupported_destination, type}
+          assert {way, destination, stage.(opts)} == {way, destination, {:error, reason}}
+        end
+
+        assert Registry.list() == []
+        assert {name, remove.()} == {name, :ok}
+        assert looks(context.dir) == before
+        assert_there(context.kept)
+      end
+    end
+
+    test "is untouched when the VM is killed", context do
+      before = looks(context.dir)
+      vm = ChildVM.start(context.staging_dir)
+      {:ok, _registry} = ChildVM.eval(vm, quote(do: Codex.Files.Registry.ensure_started()))
+
+      for {destination, type} <- context.destinations do
+        opts = Macro.escape(stage_opts(context.source, destination_path: destination))
+
+        assert ChildVM.eval(vm, quote(do: Codex.Files.Registry.stage(unquote(opts)))) ==
+                 {:error, {:unsupported_destination, type}}
+      end
+
+      ChildVM.kill(vm)
+      {:ok, _registry} = Registry.ensure_started()
+      assert Registry.force_cleanup() == :ok
+      assert looks(context.dir) == before
+      assert_there(context.kept)
+    end
+
+    test "is no trouble if a link above leads to it", context do
+      real = Path.join(context.folder, "real")
+      File.mkdir!(real)
+      File.ln_s!(real, Path.join(context.folder, "way"))
+      {:ok, _registry} = Registry.ensure_started()
+      destination = Path.join(context.folder, "way/copy")
+      opts = stage_opts(context.source, destination_path: destination)
+      assert {:ok, %{path: ^destination}} = Registry.stage(opts)
+      assert File.read!(Path.join(real, "copy")) == "some notes"
+      assert Codex.Files.reset!() == :ok
+      assert files_below(real) == []
     end
   end
 

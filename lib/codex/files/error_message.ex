@@ -30,8 +30,17 @@ defmodule Codex.Files.ErrorMessage do
   defp say({:unsupported_file_type, type}),
     do: "expected a regular file, got a #{type_name(type)}"
 
+  defp say({:unsupported_destination, type}) do
+    "expected a destination that does not exist or is a regular file, got a #{type_name(type)}"
+  end
+
   defp say({:destination_is_source, path}),
     do: "expected a destination other than the source file #{inspect(path)}"
+
+  defp say({:staging_dir, path, reason}) when is_atom(reason) do
+    "could not use the staging directory #{inspect(path)}: #{say(reason)}; " <>
+      "make it usable or configure another :staging_dir"
+  end
 
   defp say({:insecure_staging_dir, path, :foreign_owner}) do
     "could not use the staging directory #{inspect(path)}: it belongs to another user; " <>
@@ -118,5 +127,7 @@ defmodule Codex.Files.ErrorMessage do
   defp type_name(:fifo), do: "named pipe"
   defp type_name(:socket), do: "socket"
   defp type_name(:device), do: "device"
+  defp type_name(:directory), do: "directory"
+  defp type_name(:symlink), do: "symbolic link"
   defp type_name(_other), do: "special file"
 end

@@ -138,11 +138,16 @@ defmodule Codex.Files.Registry do
   SHA-256 digest must be the content's, or the result is
   `{:error, {:checksum_mismatch, actual}}`.
 
-  The destination is the caller's affair: a second checksum that is staged to the same one overwrites
-  the file of the first. One that is the source itself gives
-  `{:error, {:destination_is_source, path}}`. Otherwise it fails with the file system's reasons,
-  `{:unsupported_file_type, type}` and `{:insecure_staging_dir, path, reason}`, as
-  `Codex.Files.stage/2` does.
+  The destination is the caller's affair: a regular file that is there is replaced, that of another
+  checksum too. Anything else stays, and gives `{:error, {:unsupported_destination, type}}`, where the
+  type is `:directory`, `:symlink`, `:fifo`, `:socket`, `:device` or `:other`; links above it are
+  followed. One that is the source itself gives `{:error, {:destination_is_source, path}}`, and one in a
+  registry's own directory can be removed by that registry. Otherwise it fails with the file system's
+  reasons, `{:unsupported_file_type, type}`, `{:staging_dir, path, reason}` and
+  `{:insecure_staging_dir, path, reason}`, as `Codex.Files.stage/2` does.
+
+  What is staged there is removed as long as it is the same file, and was not changed so that it can be
+  written.
 
   ## Examples
 

@@ -132,16 +132,25 @@ fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
         .saturating_add(nanoseconds)
 }
 
+/// What a file is, unless it is a regular one.
+pub(crate) fn special_type(stat: &FileStat) -> Option<FileType> {
+    match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+        SFlag::S_IFREG => None,
+        SFlag::S_IFDIR => Some(FileType::Directory),
+        SFlag::S_IFLNK => Some(FileType::Symlink),
+        SFlag::S_IFIFO => Some(FileType::Fifo),
+        SFlag::S_IFSOCK => Some(FileType::Socket),
+        SFlag::S_IFCHR | SFlag::S_IFBLK => Some(FileType::Device),
+        _ => Some(FileType::Other),
+    }
+}
+
 /// Says whether a file of this kind can be staged.
 pub(crate) fn check_type(path: &Path, stat: &FileStat) -> Result<()> {
-    let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
-    match kind {
-        SFlag::S_IFREG => Ok(()),
-        SFlag::S_IFDIR => Err(Error::io("stage", path, Errno::EISDIR)),
-        SFlag::S_IFIFO => Err(Error::UnsupportedFileType(FileType::Fifo)),
-        SFlag::S_IFSOCK => Err(Error::UnsupportedFileType(FileType::Socket)),
-        SFlag::S_IFCHR | SFlag::S_IFBLK => Err(Error::UnsupportedFileType(FileType::Device)),
-        _ => Err(Error::UnsupportedFileType(FileType::Other)),
+    match special_type(stat) {
+        None => Ok(()),
+        Some(FileType::Directory) => Err(Error::io("stage", path, Errno::EISDIR)),
+        Some(kind) => Err(Error::UnsupportedFileType(kind)),
     }
 }
 

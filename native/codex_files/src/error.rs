@@ -31,12 +31,23 @@ pub enum Error {
     /// The source is not a regular file.
     #[error("expected a regular file, got a {0}")]
     UnsupportedFileType(FileType),
+    /// What is at the destination is no regular file: it would be gone for good.
+    #[error("expected a destination that does not exist or is a regular file, got a {0}")]
+    UnsupportedDestination(FileType),
     /// A staged name must be one path component.
     #[error("expected a name of one path component, got: {}", .0.escape_ascii())]
     InvalidName(Arc<[u8]>),
     /// The destination is the source itself: staging it would make the caller's file expire.
     #[error("expected a destination other than the source {}", .0.display())]
     DestinationIsSource(Arc<Path>),
+    /// The staging directory cannot be made, opened or locked.
+    #[error("could not use staging directory {}: {errno}", path.display())]
+    StagingDir {
+        /// The directory, as it was configured.
+        path: Arc<Path>,
+        /// The system's reason.
+        errno: Errno,
+    },
     /// Somebody else controls the staging directory.
     #[error("could not use staging directory {}: {reason}", path.display())]
     InsecureStagingDir {
@@ -80,7 +91,7 @@ impl Error {
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
         match self {
-            Error::Io { errno, .. } => Some(*errno),
+            Error::Io { errno, .. } | Error::StagingDir { errno, .. } => Some(*errno),
             _ => None,
         }
     }
@@ -102,7 +113,7 @@ impl<T> Context<T> for nix::Result<T> {
     }
 }
 
-/// The kinds of file that cannot be staged.
+/// The kinds of file that cannot be staged, nor replaced by a staged file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileType {
     /// A named pipe.
@@ -111,6 +122,10 @@ pub enum FileType {
     Socket,
     /// A block or character device.
     Device,
+    /// A directory.
+    Directory,
+    /// A symbolic link, wherever it leads to.
+    Symlink,
     /// Something this system knows and we do not.
     Other,
 }
@@ -121,6 +136,8 @@ impl fmt::Display for FileType {
             FileType::Fifo => "fifo",
             FileType::Socket => "socket",
             FileType::Device => "device",
+            FileType::Directory => "directory",
+            FileType::Symlink => "symbolic link",
             FileType::Other => "special file",
         })
     }

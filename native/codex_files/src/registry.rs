@@ -317,9 +317,8 @@ impl Registry {
 
     fn open_for_stage<'a>(&'a self, request: &'a StageRequest) -> Result<Source<'a>> {
         let seen = disk::FileId::of(&disk::look(&request.source)?);
-        let same = crate::sys::stat(&request.destination)
-            .is_ok_and(|stat| disk::FileId::of(&stat).same_file(&seen));
-        if same {
+        let there = staging_area::look_at_destination(&request.destination)?;
+        if there.is_some_and(|there| there.same_file(&seen)) {
             return Err(Error::DestinationIsSource(request.source.as_path().into()));
         }
         Ok(Source::open(&request.source)?.until(&self.ending))
@@ -662,11 +661,10 @@ impl Registry {
                 }
             }
         }
-        Err(Error::io(
-            "use staging directory",
-            &staging_dir.path,
-            nix::errno::Errno::ENOENT,
-        ))
+        Err(Error::StagingDir {
+            path: staging_dir.path.as_path().into(),
+            errno: nix::errno::Errno::ENOENT,
+        })
     }
 
     fn area(&self, staging_dir: &StagingDir) -> Result<Arc<Area>> {

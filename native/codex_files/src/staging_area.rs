@@ -24,12 +24,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg};
-use nix::sys::stat::{FileStat, Mode, SFlag};
+use nix::sys::stat::{FileStat, Mode};
 
 use crate::attachment::StagedFile;
 use crate::checksum::{self, Checksum};
-use crate::disk::FileId;
-use crate::error::{Context, Error, Failures, Insecurity, Result};
+use crate::disk::{self, FileId};
+use crate::error::{Context, Error, Failures, FileType, Insecurity, Result};
 use crate::panics;
 use crate::sys;
 
@@ -484,6 +484,8 @@ impl Scratch {
         sys::rename_at(area.dir(), &elsewhere.record, area.dir(), &record)
             .context("rename", &area.path.join(&elsewhere.record))?;
         elsewhere.record.clone_from(&record);
+        // Somebody may have put something there since the source was opened.
+        look_at_destination(&elsewhere.destination)?;
         sys::rename_at(AT_FDCWD, &self.path, AT_FDCWD, &elsewhere.destination)
             .context("rename", &elsewhere.destination)?;
         // That is where it is now, should something still fail.
@@ -687,6 +689,19 @@ impl StagedFile {
     }
 }
 
+/// What is at a destination that the caller chose: nothing, or a regular file. Nothing else may be
+/// replaced: who stages to a device would have lost it.
+pub(crate) fn look_at_destination(path: &Path) -> Result<Option<FileId>> {
+    match sys::lstat(path) {
+        Ok(stat) => match disk::special_type(&stat) {
+            None => Ok(Some(FileId::of(&stat))),
+            Some(kind) => Err(Error::UnsupportedDestination(kind)),
+        },
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(Error::io("stat", path, errno)),
+    }
+}
+
 fn forgive_missing(result: nix::Result<()>) -> nix::Result<()> {
     match result {
         Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(()),
@@ -705,30 +720,43 @@ fn remove_dir(dir: impl std::os::fd::AsFd, path: &Path, file: &Path) -> Result<(
 
 /// A file as we leave them: our user's, no one may write it, and only the owner may read it.
 fn looks_staged(stat: &FileStat) -> bool {
-    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
+    disk::special_type(stat).is_none()
         && stat.st_uid == nix::unistd::geteuid().as_raw()
         && stat.st_mode & 0o7277 == 0
 }
 
 fn with_fallback<T>(staging_dir: &StagingDir, run: impl Fn(&Path) -> Result<T>) -> Result<T> {
+    let run = |path: &Path, said: &Path| {
+        run(path).map_err(|error| match error {
+            Error::Io { errno, .. } => unusable(said, errno),
+            error => error,
+        })
+    };
     let path = std::path::absolute(&staging_dir.path)
-        .map_err(|_| Error::io("use staging directory", &staging_dir.path, Errno::ENOENT))?;
+        .map_err(|_| unusable(&staging_dir.path, Errno::ENOENT))?;
     // A slash at the end would have a final link followed without a look at whose it is.
     let path: PathBuf = path.components().collect();
-    match run(&path) {
+    match run(&path, &staging_dir.path) {
         // Whatever is there that is no directory is no use, whose ever it is.
         Err(
             Error::InsecureStagingDir { .. }
-            | Error::Io {
+            | Error::StagingDir {
                 errno: Errno::ENOTDIR,
                 ..
             },
         ) if staging_dir.is_default => {
             let mut own = path.into_os_string();
             own.push(format!("-{}", nix::unistd::geteuid()));
-            run(Path::new(&own))
+            run(Path::new(&own), Path::new(&own))
         }
         result => result,
+    }
+}
+
+fn unusable(staging_dir: &Path, errno: Errno) -> Error {
+    Error::StagingDir {
+        path: staging_dir.into(),
+        errno,
     }
 }
 
@@ -743,7 +771,7 @@ fn open_own_dir(path: &Path) -> Result<OwnedFd> {
         // A link. Ours or the administrator's is somebody's wish; anyone else's is a trap.
         Err(Errno::ELOOP | Errno::ENOTDIR | Errno::EMLINK) => {
             let link = sys::lstat(path).context("stat", path)?;
-            if SFlag::from_bits_truncate(link.st_mode) & SFlag::S_IFMT != SFlag::S_IFLNK {
+            if disk::special_type(&link) != Some(FileType::Symlink) {
                 return Err(Error::io("open", path, Errno::ENOTDIR));
             }
             if link.st_uid != user && link.st_uid != 0 {
@@ -779,8 +807,9 @@ pub(crate) fn purge(staging_dir: &StagingDir) -> Failures {
     let (dir, path) = match dir {
         Ok(opened) => opened,
         Err(error) => {
-            if error.errno().is_some_and(|errno| !is_strange(errno)) {
-                failures.push((staging_dir.path.clone(), error));
+            if let Some(errno) = error.errno().filter(|errno| !is_strange(*errno)) {
+                let path = &staging_dir.path;
+                failures.push((path.clone(), Error::io("open", path, errno)));
             }
             return failures;
         }
@@ -804,7 +833,12 @@ pub(crate) fn purge(staging_dir: &StagingDir) -> Failures {
 fn is_strange(errno: Errno) -> bool {
     matches!(
         errno,
-        Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EMLINK | Errno::EACCES
+        Errno::ENOENT
+            | Errno::ENOTDIR
+            | Errno::ELOOP
+            | Errno::EMLINK
+            | Errno::ENAMETOOLONG
+            | Errno::EACCES
     )
 }
 

@@ -337,7 +337,7 @@ fn p4_whichever_call_of_a_staging_fails_nothing_in_part_is_left() {
                     ..NO_FAULT
                 };
                 if let Err(error) = scene.suffer(plan) {
-                    assert!(matches!(error, Error::Io { .. }), "{error}");
+                    assert!(error.errno().is_some(), "{error}");
                 }
             }
         }

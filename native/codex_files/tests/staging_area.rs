@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use codex_files::attachment::{Attachment, Outcome};
 use codex_files::disk;
-use codex_files::error::{Error, Insecurity};
+use codex_files::error::{Error, FileType, Insecurity};
 use codex_files::manifest::waiting::Origin;
 use codex_files::registry::{FileRequest, Miss, Registry};
 use codex_files::retention::{Retention, Ttl};
@@ -846,6 +846,31 @@ fn p9_a_foreign_file_where_a_copy_is_written_first_stays() {
     lab.reset();
     assert_there(&foreign);
     assert_eq!(tree(&lab.staging_path()).len(), 1 + foreign.len());
+}
+
+/// At a destination nothing is replaced but a regular file, whenever it came there.
+#[test]
+fn p9_what_comes_to_a_destination_during_the_copy_stays() {
+    let lab = Lab::new();
+    let source = lab.source("source", &content(64 << 20, 1));
+    let dir = lab.root.join("elsewhere");
+    fs::create_dir(&dir).unwrap();
+    let destination = dir.join("file");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            eventually("the copy has begun", || !tree(&dir).is_empty());
+            nix::unistd::mkfifo(&destination, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        });
+        let error = failed(lab.stage(b"key", &source, &destination));
+        assert!(
+            matches!(error, Error::UnsupportedDestination(FileType::Fifo)),
+            "{error}"
+        );
+    });
+    let there: Vec<_> = tree(&dir).into_keys().collect();
+    assert_eq!(there, std::slice::from_ref(&destination));
+    assert!(lab.reset().is_empty());
+    assert!(destination.exists() && records(&lab).is_empty());
 }
 
 // ---- P10 -----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ rustler::atoms! {
     invalid_ttl,
     checksum_mismatch,
     unsupported_file_type,
+    unsupported_destination,
     destination_is_source,
     insecure_staging_dir,
     foreign_owner,
@@ -32,6 +33,8 @@ rustler::atoms! {
     fifo,
     socket,
     device,
+    directory,
+    symlink,
     other,
 
     opts,

@@ -44,21 +44,17 @@ pub(crate) fn outcome<'a>(env: Env<'a>, outcome: &Outcome) -> Term<'a> {
 pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
     let string = |bytes: &[u8]| binary(env, bytes);
     match error {
-        // `Errno`'s debug form is its POSIX name.
-        Error::Io { errno, .. } => {
-            let name = format!("{errno:?}").to_ascii_lowercase();
-            Atom::from_str(env, &name)
-                .map_or_else(|_| atoms::other().encode(env), |atom| atom.encode(env))
+        Error::Io { errno, .. } => posix(env, errno).encode(env),
+        Error::StagingDir { path, errno } => {
+            let path = string(path.as_os_str().as_bytes());
+            (atoms::staging_dir(), path, posix(env, errno)).encode(env)
         }
         Error::ChecksumMismatch { actual } => (atoms::checksum_mismatch(), actual).encode(env),
         Error::UnsupportedFileType(kind) => {
-            let kind = match kind {
-                FileType::Fifo => atoms::fifo(),
-                FileType::Socket => atoms::socket(),
-                FileType::Device => atoms::device(),
-                FileType::Other => atoms::other(),
-            };
-            (atoms::unsupported_file_type(), kind).encode(env)
+            (atoms::unsupported_file_type(), file_type(*kind)).encode(env)
+        }
+        Error::UnsupportedDestination(kind) => {
+            (atoms::unsupported_destination(), file_type(*kind)).encode(env)
         }
         Error::InvalidName(name) => (atoms::invalid_name(), string(name)).encode(env),
         Error::DestinationIsSource(path) => {
@@ -78,6 +74,23 @@ pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
         Error::FileModule(external) => env
             .binary_to_term(external)
             .map_or_else(|| atoms::file_module().encode(env), |(term, _)| term),
+    }
+}
+
+/// `Errno`'s debug form is its POSIX name.
+fn posix(env: Env<'_>, errno: &impl std::fmt::Debug) -> Atom {
+    let name = format!("{errno:?}").to_ascii_lowercase();
+    Atom::from_str(env, &name).unwrap_or_else(|_| atoms::other())
+}
+
+fn file_type(kind: FileType) -> Atom {
+    match kind {
+        FileType::Fifo => atoms::fifo(),
+        FileType::Socket => atoms::socket(),
+        FileType::Device => atoms::device(),
+        FileType::Directory => atoms::directory(),
+        FileType::Symlink => atoms::symlink(),
+        FileType::Other => atoms::other(),
     }
 }
 

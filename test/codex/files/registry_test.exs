@@ -551,18 +551,12 @@ defmodule Codex.Files.RegistryTest do
     end
   end
 
-  # A file module itself says what it cannot make.
-  defp refused_destinations(%{registry_opts: []} = context) do
-    [
-      {%{destination_path: context.source <> "/below"}, :enotdir},
-      {%{destination_path: context.folder}, :eisdir},
-      {%{destination_path: "/"}, :eisdir}
-    ]
-  end
-
   defp refused_destinations(context) do
+    # A file module itself says what it cannot make.
+    not_made = if context.registry_opts == [], do: :enotdir, else: :eexist
+
     [
-      {%{destination_path: context.source <> "/below"}, :eexist},
+      {%{destination_path: context.source <> "/below"}, not_made},
       {%{destination_path: context.folder}, {:unsupported_destination, :directory}},
       {%{destination_path: "/"}, {:unsupported_destination, :directory}}
     ]
