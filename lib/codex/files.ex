@@ -15,7 +15,8 @@ defmodule Codex.Files do
 
   In the application environment of `:codex_sdk`:
 
-    * `:staging_dir` - where the copies are kept, by default `codex_files` in `System.tmp_dir!/0`
+    * `:staging_dir` - where the copies are kept, by default `codex_files` in `System.tmp_dir!/0`. On a
+      file system that keeps no permissions, others can read them
     * `:attachment_ttl_ms` - the default time to live in milliseconds, or `:infinity`; 86_400_000 (a
       day) by default
     * `:attachment_cleanup_interval_ms` - the time between two cleanups, 60_000 (a minute) by default

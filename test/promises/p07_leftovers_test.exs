@@ -1,10 +1,13 @@
 defmodule Codex.Files.P07LeftoversTest do
   @moduledoc """
-  P7: cleanup removes the checksum directory too: 0 leftovers. A removal that fails keeps its entry,
-  is reported, the others are removed all the same, and it is tried again.
+  P7: cleanup removes the checksum directory too: 0 leftovers, also of a file that somebody changed in
+  our own directory. A removal that fails keeps its entry, is reported, the others are removed all the
+  same, and it is tried again.
   """
 
   use Codex.Files.StagingCase, async: false
+
+  alias Codex.Files.ChildVM
 
   @moduletag :user
 
@@ -88,6 +91,157 @@ defmodule Codex.Files.P07LeftoversTest do
       end
 
       assert leftovers(staging_dir) == before
+    end
+  end
+
+  # What is in our own directory is told by where it is.
+  describe "a staged file that somebody changed goes all the same:" do
+    @changes %{
+      "its mode" => quote(do: &File.chmod!(&1, 0o644)),
+      "its mode, so that nobody can read it" => quote(do: &File.chmod!(&1, 0)),
+      "its times" => quote(do: &File.touch!(&1, 1_000_000_000)),
+      "its content" =>
+        quote do
+          fn path ->
+            File.chmod!(path, 0o600)
+            File.write!(path, "something else")
+          end
+        end,
+      "it was replaced as an editor does" =>
+        quote do
+          fn path ->
+            File.write!(path <> "~", "something else")
+            File.rename!(path <> "~", path)
+          end
+        end,
+      "it was replaced by a link" =>
+        quote do
+          fn path ->
+            target = unquote(__MODULE__).target("file", "of somebody else")
+            File.rm!(path)
+            File.ln_s!(target, path)
+          end
+        end,
+      "it was replaced by an empty directory" =>
+        quote do
+          fn path ->
+            File.rm!(path)
+            File.mkdir!(path)
+          end
+        end,
+      "its directory was replaced by a link" =>
+        quote do
+          fn path ->
+            # What is there looks like ours, and is not.
+            target = unquote(__MODULE__).target(Path.basename(path), File.read!(path))
+            File.rm_rf!(Path.dirname(path))
+            File.ln_s!(Path.dirname(target), Path.dirname(path))
+          end
+        end
+    }
+
+    for {what, change} <- @changes do
+      test "#{what}", %{folder: folder, staging_dir: staging_dir} do
+        change = unquote(change)
+
+        for remove <- [
+              &Codex.Files.force_cleanup/0,
+              &Codex.Files.reset!/0,
+              &stop_default_registry/0
+            ],
+            size <- [10, 1_000_000] do
+          [one, two] =
+            for name <- ["one", "two"] do
+              source = write(folder, "source/#{name}", :binary.copy(name, size))
+              {:ok, attachment} = Codex.Files.stage(source, ttl_ms: 0)
+              attachment
+            end
+
+          change.(one.path)
+          assert remove.() == :ok
+          assert Codex.Files.list_staged() == []
+          assert leftovers(staging_dir) == []
+          refute File.exists?(two.path)
+          assert_targets_there()
+        end
+      end
+
+      test "#{what}, by the next start", %{folder: folder, staging_dir: staging_dir} do
+        change = unquote(change)
+        vm = ChildVM.start(staging_dir)
+
+        for content <- ["one", "two"] do
+          source = write(folder, "source/#{content}", content)
+          {:ok, attachment} = ChildVM.eval(vm, quote(do: Codex.Files.stage(unquote(source))))
+          if content == "one", do: change.(attachment.path)
+        end
+
+        ChildVM.kill(vm)
+        {:ok, _registry} = Registry.ensure_started()
+        assert Registry.force_cleanup() == :ok
+        assert files_below(staging_dir) == []
+        assert_targets_there()
+      end
+
+      test "#{what}, and is staged again", %{folder: folder, staging_dir: staging_dir} do
+        change = unquote(change)
+
+        for again <- [fn -> :ok end, &Codex.Files.reset!/0] do
+          [attachment] = stage(folder, ["one"], ttl_ms: 0)
+          change.(attachment.path)
+          again.()
+          [attachment] = stage(folder, ["one"], ttl_ms: 0)
+          assert_intact([attachment])
+          assert File.lstat!(Path.dirname(attachment.path)).type == :directory
+          assert_targets_there()
+          assert Codex.Files.reset!() == :ok
+          assert leftovers(staging_dir) == []
+        end
+      end
+    end
+
+    # A file that a link leads to, alone in its directory. It is in the test's folder.
+    def target(name, content) do
+      dir = "targets/#{System.unique_integer([:positive])}"
+      path = write(System.tmp_dir!(), Path.join(dir, name), content)
+      File.chmod!(path, 0o400)
+      send(self(), {:target, path, File.lstat!(path), content})
+      path
+    end
+
+    defp assert_targets_there do
+      receive do
+        {:target, path, stat, content} ->
+          assert File.read!(path) == content
+          assert File.lstat!(path).inode == stat.inode
+          assert files_below(Path.dirname(path)) == [Path.basename(path)]
+          assert_targets_there()
+      after
+        0 -> :ok
+      end
+    end
+
+    test "a directory with something in it is put aside when its content is staged again",
+         %{folder: folder, staging_dir: staging_dir} do
+      for again <- [fn -> :ok end, &Codex.Files.reset!/0, &Codex.Files.force_cleanup/0],
+          content <- ["small", :binary.copy("large", 200_000)] do
+        source = write(folder, "source/file", content)
+        {:ok, attachment} = Codex.Files.stage(source, ttl_ms: 0)
+        File.rm!(attachment.path)
+        write(attachment.path, "foreign", "of somebody else")
+        again.()
+        assert {:ok, attachment} = Codex.Files.stage(source, ttl_ms: 0)
+        assert_intact([attachment])
+
+        assert [foreign] =
+                 for(path <- files_below(staging_dir), Path.basename(path) == "foreign", do: path)
+
+        assert File.read!(Path.join(staging_dir, foreign)) == "of somebody else"
+        assert Codex.Files.reset!() == :ok
+        refute File.exists?(attachment.path)
+        assert File.read!(Path.join(staging_dir, foreign)) == "of somebody else"
+        File.rm_rf!(staging_dir)
+      end
     end
   end
 

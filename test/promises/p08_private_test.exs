@@ -77,10 +77,13 @@ defmodule Codex.Files.P08PrivateTest do
       end
     end
 
-    test "do not depend on the umask", context do
-      for umask <- ["000", "027", "077"] do
+    test "do not depend on the umask, neither root's nor a plain user's", context do
+      users = if @as_root, do: [nil], else: [nil, @nobody]
+      File.chmod!(context.folder, 0o777)
+
+      for umask <- ["000", "027", "077", "0177", "0277", "0777"], user <- users do
         # The umask is the VM's: another one has another.
-        vm = ChildVM.start(Path.join(context.folder, umask), [], umask: umask)
+        vm = ChildVM.start(Path.join(context.folder, umask), [], umask: umask, user: user)
 
         {:ok, attachment} =
           ChildVM.eval(vm, quote(do: Codex.Files.stage(unquote(context.source))))
@@ -90,7 +93,18 @@ defmodule Codex.Files.P08PrivateTest do
         for dir <- directories(attachment.path, Path.join(context.folder, umask)),
             do: assert({umask, mode(dir)} == {umask, 0o700})
 
+        destination = Path.join([context.folder, "made", "for", "copy"])
+        opts = stage_opts(context.source, checksum: "key", destination_path: destination)
+        stage = quote(do: Codex.Files.Registry.stage(unquote(Macro.escape(opts))))
+        assert {:ok, elsewhere} = ChildVM.eval(vm, stage)
+        assert {umask, mode(elsewhere.path)} == {umask, 0o400}
+
+        for dir <- directories(elsewhere.path, Path.join(context.folder, "made")),
+            do: assert({umask, mode(dir)} == {umask, 0o700})
+
         ChildVM.stop(vm)
+        File.rm_rf!(Path.join(context.folder, "made"))
+        File.rm_rf!(Path.join(context.folder, umask))
       end
     end
 

@@ -93,15 +93,30 @@ defmodule Codex.Files.P09ForeignFilesTest do
     end
   end
 
-  test "a foreign file that took the place of a staged one stays", context do
+  test "a foreign file that took the place of a destination's stays", context do
+    destination = Path.join(context.folder, "destination/copy")
+
+    for {name, remove} <- removals(context.staging_dir) do
+      {:ok, _registry} = Registry.ensure_started()
+      opts = stage_opts(context.source, ttl_ms: 0, destination_path: destination)
+      {:ok, attachment} = Registry.stage(opts)
+      File.rm!(attachment.path)
+      File.write!(attachment.path, "of somebody else")
+      assert {name, remove.()} == {name, :ok}
+      assert_there([destination])
+      File.rm!(destination)
+    end
+  end
+
+  test "a foreign directory that took the place of a staged file stays", context do
     %{source: source, staging_dir: staging_dir} = context
 
     for {name, remove} <- removals(staging_dir) do
       {:ok, attachment} = Codex.Files.stage(source, ttl_ms: 0)
       File.rm!(attachment.path)
-      File.write!(attachment.path, "of somebody else")
+      foreign = write(attachment.path, "foreign", "of somebody else")
       assert {name, remove.()} == {name, :ok}
-      assert_there([attachment.path])
+      assert_there([foreign])
     end
   end
 

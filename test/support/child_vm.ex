@@ -13,8 +13,9 @@ defmodule Codex.Files.ChildVM do
   Starts a VM that stages below `staging_dir`, with environment variables of its own. It ends with
   the calling process.
 
-  Options: `:umask`; `:ebin`, the directory of the library's modules, beside which its `priv` is;
-  `:stderr`, a file for what it prints there, by default where this VM prints it.
+  Options: `:umask`; `:user`, the number of the user to run as, which only root can choose; `:ebin`,
+  the directory of the library's modules, beside which its `priv` is; `:stderr`, a file for what it
+  prints there, by default where this VM prints it.
   """
   def start(staging_dir, env \\ [], opts \\ []) do
     umask = Keyword.get(opts, :umask, "022")
@@ -22,7 +23,7 @@ defmodule Codex.Files.ChildVM do
 
     # Inherited and not opened as /dev/stderr: a pipe or a file of another user's cannot be opened again.
     {stderr, redirection} = if path = opts[:stderr], do: {path, ~s(2>>"$0")}, else: {"sh", ""}
-    script = ~s(umask #{umask}; exec elixir "$@" #{redirection})
+    script = ~s(umask #{umask}; exec #{as(opts[:user])} elixir "$@" #{redirection})
 
     # The shells that start Elixir and Erlang replace themselves: the port's process is the VM.
     port =
@@ -39,6 +40,10 @@ defmodule Codex.Files.ChildVM do
     eval(vm, quote(do: Application.put_env(:codex_sdk, :staging_dir, unquote(staging_dir))))
     vm
   end
+
+  defp as(nil), do: ""
+  # It has no home: what would be looked for there is not.
+  defp as(user), do: "env HOME=/ setpriv --reuid=#{user} --regid=#{user} --clear-groups"
 
   # This module and its neighbours may be elsewhere than the library's, which come first: each is put
   # before the others.

@@ -81,6 +81,17 @@ impl FileId {
         self.ino
     }
 
+    /// All of it in writing.
+    pub(crate) fn signs(&self) -> String {
+        let Self {
+            dev,
+            ino,
+            size,
+            mtime_ns,
+        } = self;
+        format!("{dev:x}-{ino:x}-{size:x}-{mtime_ns:x}")
+    }
+
     /// Whether both name the same file, whatever happened to its content.
     pub(crate) fn same_file(&self, other: &Self) -> bool {
         (self.dev, self.ino) == (other.dev, other.ino)
@@ -197,7 +208,7 @@ impl<'a> Source<'a> {
         Self::of(sys::open_for_reading(path), path)
     }
 
-    fn of(file: nix::Result<File>, path: &'a Path) -> Result<Self> {
+    pub(crate) fn of(file: nix::Result<File>, path: &'a Path) -> Result<Self> {
         let file = file.context("open", path)?;
         // Between the look and the open the path may have come to mean another file.
         let stat = sys::fstat(&file).context("stat", path)?;

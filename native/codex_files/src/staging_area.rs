@@ -6,17 +6,22 @@
 //!     <checksum>/<name>                       a staged file, 0400 or 0500
 //!     <checksum>/.staging                     a small file on its way in, renamed to <name>
 //!     .staging-<number>                       a large file on its way in
-//!     .elsewhere-<number>[+][-<file id>]      a symbolic link to a file staged at a destination
+//!     .elsewhere-<number>[+][-<signs>]        a symbolic link to a file staged at a destination
 //!                                             that the caller chose; +: in a directory made for it
 //! ```
 //!
 //! An area whose lock can be taken exclusively has no living owner, and is removed by the next
-//! registry that starts on the same staging directory. What the library did not write stays.
+//! registry that starts on, or comes to use, the same staging directory.
+//!
+//! In an area whatever has a name that we gave is ours, whoever has changed it since; at a caller's
+//! destination only the file that we put there. What the library did not write stays. A dead
+//! registry's names are not known, so that the files in the directory of a checksum are told by other
+//! signs: see [`purge_checksum_dir`].
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,7 +33,7 @@ use nix::sys::stat::{FileStat, Mode};
 
 use crate::attachment::StagedFile;
 use crate::checksum::{self, Checksum};
-use crate::disk::{self, FileId};
+use crate::disk::{self, FileId, Source};
 use crate::error::{Context, Error, Failures, FileType, Insecurity, Result};
 use crate::panics;
 use crate::sys;
@@ -36,7 +41,12 @@ use crate::sys;
 const AREA_PREFIX: &str = "codex_files-";
 const STAGING_PREFIX: &str = ".staging";
 const ELSEWHERE_PREFIX: &str = ".elsewhere-";
+const ASIDE_PREFIX: &str = ".aside-";
 const MADE_DIR: char = '+';
+
+/// The mode of a directory of a checksum in which others' files are left when ours has gone. The sticky
+/// bit, which changes nothing in a directory of one user's, says so to the next start.
+const LET_GO: Mode = Mode::S_IRWXU.union(Mode::S_ISVTX);
 
 /// How often the directory of a destination is made again for a scratch file, if it goes meanwhile.
 const ATTEMPTS: usize = 10;
@@ -89,6 +99,8 @@ pub struct Area {
     lock: Flock<OwnedFd>,
     local: bool,
     dev: u64,
+    /// Directories do not get the mode that they are made with: they are changed, each.
+    narrow: bool,
     next_number: AtomicU64,
 }
 
@@ -126,10 +138,10 @@ impl Area {
             .map_err(|_| Error::io("draw a random name below", staging_dir, Errno::EIO))?;
         let name = PathBuf::from(format!("{AREA_PREFIX}{:016x}", u64::from_le_bytes(random)));
         let path = staging_dir.join(&name);
-        match sys::mkdir_at(dir, &name) {
+        let narrow = match make_dir(dir, &name) {
             Err(Errno::EEXIST) => return Ok(None),
             result => result.context("make directory", &path)?,
-        }
+        };
         let made =
             sys::open_dir_at(dir, &name).and_then(|fd| sys::lock(fd, FlockArg::LockSharedNonblock));
         let lock = match made {
@@ -152,6 +164,7 @@ impl Area {
         Ok(Some(Self {
             path,
             dev,
+            narrow,
             local: sys::is_local(&*lock),
             lock,
             next_number: AtomicU64::new(0),
@@ -218,8 +231,8 @@ impl Area {
         work: impl FnOnce(&Path) -> Result<T, PublishError>,
     ) -> Result<T, PublishError> {
         let dir = Path::new(OsStr::from_bytes(checksum));
-        match sys::mkdir_at(self.dir(), dir) {
-            Ok(()) | Err(Errno::EEXIST) => {}
+        match self.make_checksum_dir(dir) {
+            Ok(()) => {}
             Err(Errno::ENOENT) => return Err(PublishError::AreaLost),
             Err(errno) => {
                 return Err(Error::io("make directory", &self.path.join(dir), errno).into());
@@ -228,6 +241,37 @@ impl Area {
         let result = work(dir);
         if result.is_err() {
             let _ = sys::rmdir_at(self.dir(), dir);
+        }
+        result
+    }
+
+    fn make_checksum_dir(&self, dir: &Path) -> nix::Result<()> {
+        for _ in 0..ATTEMPTS {
+            let made = if self.narrow {
+                make_dir(self.dir(), dir).map(drop)
+            } else {
+                sys::mkdir_at(self.dir(), dir)
+            };
+            match made {
+                Err(Errno::EEXIST) => {}
+                made => return made,
+            }
+            // A link in its place would lead what is written astray.
+            match sys::lstat_at(self.dir(), dir) {
+                Ok(stat) if disk::special_type(&stat) == Some(FileType::Directory) => return Ok(()),
+                look => forgive_missing(look.and_then(|_| sys::unlink_at(self.dir(), dir)))?,
+            }
+        }
+        Err(Errno::EEXIST)
+    }
+
+    /// Makes room where a file is to be published and a directory is. What somebody keeps in that stays
+    /// with it, beside the file.
+    fn put_aside(&self, dir: &Path) -> nix::Result<()> {
+        let mut result = sys::rmdir_at(self.dir(), dir);
+        while let Err(Errno::ENOTEMPTY | Errno::EEXIST) = result {
+            let aside = dir.with_file_name(format!("{ASIDE_PREFIX}{}", self.next_number()));
+            result = sys::rename_at(self.dir(), dir, self.dir(), &aside);
         }
         result
     }
@@ -241,9 +285,13 @@ impl Area {
     ) -> Result<Published, PublishError> {
         let relative = Self::relative(checksum, name);
         let path = self.path.join(&relative);
-        let written = FileId::of(&sys::fstat(scratch.file()?).context("stat", &scratch.path)?);
-        scratch.close()?;
-        match sys::rename_at(self.dir(), &scratch.name, self.dir(), &relative) {
+        let written = scratch.finish(mode)?;
+        let rename = || sys::rename_at(self.dir(), &scratch.name, self.dir(), &relative);
+        let renamed = match rename() {
+            Err(Errno::EISDIR) => self.put_aside(&relative).and_then(|()| rename()),
+            renamed => renamed,
+        };
+        match renamed {
             Ok(()) => {
                 scratch.gone = true;
                 panics::point("published");
@@ -258,9 +306,7 @@ impl Area {
         };
         // Through the whole path, as its readers go: it must lead to what was written.
         let checked = match sys::lstat(&published.path) {
-            Ok(stat) if FileId::of(&stat).same_file(&written) => {
-                published.checked(stat, mode).map_err(Into::into)
-            }
+            Ok(stat) if FileId::of(&stat).same_file(&written) => Ok(published.with(&stat)),
             Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {
                 Err(PublishError::AreaLost)
             }
@@ -301,7 +347,7 @@ impl Area {
                 elsewhere: None,
                 gone: false,
             }),
-            Err(Errno::ENOENT) => Err(PublishError::AreaLost),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => Err(PublishError::AreaLost),
             Err(errno) => Err(Error::io("create", &self.path.join(&name), errno).into()),
         }
     }
@@ -385,6 +431,41 @@ impl Area {
         Ok(scratch)
     }
 
+    /// Removes what is in the place of a staged file.
+    fn remove_file(&self, file: &StagedFile) -> nix::Result<()> {
+        let dir = Path::new(OsStr::from_bytes(&file.checksum));
+        let relative = Self::relative(&file.checksum, &file.name);
+        match sys::lstat_at(self.dir(), &relative) {
+            Ok(stat) if file.is_seen_in(&stat) => {
+                forgive_missing(sys::unlink_at(self.dir(), &relative))
+            }
+            Err(Errno::ENOENT) => Ok(()),
+            // Somebody has changed it. It may not be where it seems to be: no link is followed.
+            _ => match sys::open_dir_at(self.dir(), dir) {
+                Err(Errno::ENOTDIR | Errno::ELOOP | Errno::EMLINK) => Ok(()),
+                opened => {
+                    let name = Path::new(OsStr::from_bytes(&file.name));
+                    forgive_missing(opened.and_then(|dir| remove_entry(&dir, name)))
+                }
+            },
+        }
+    }
+
+    /// Removes what is in the place of a staged file, and the directory of its checksum.
+    fn remove(&self, file: &StagedFile) -> nix::Result<()> {
+        self.remove_file(file)?;
+        let dir = Path::new(OsStr::from_bytes(&file.checksum));
+        match sys::rmdir_at(self.dir(), dir) {
+            // Some systems say EEXIST for ENOTEMPTY.
+            Err(Errno::ENOTEMPTY | Errno::EEXIST) => {
+                let _ = sys::chmod_at(self.dir(), dir, LET_GO);
+                Ok(())
+            }
+            Err(Errno::ENOTDIR) => forgive_missing(sys::unlink_at(self.dir(), dir)),
+            result => forgive_missing(result),
+        }
+    }
+
     /// Removes the directory, if nothing is in it.
     pub(crate) fn remove_if_empty(&self) -> bool {
         // Through the path, since a directory cannot be removed by its descriptor; `rmdir` harms
@@ -405,29 +486,44 @@ fn beside(destination: &Path, area: &Path, number: u64) -> PathBuf {
     destination.with_file_name(name)
 }
 
+/// Makes a directory for us alone; whether it was made with another mode, by the umask for instance.
+fn make_dir(dir: impl AsFd + Copy, path: &Path) -> nix::Result<bool> {
+    sys::mkdir_at(dir, path)?;
+    let narrow = !sys::lstat_at(dir, path).is_ok_and(|stat| stat.st_mode & 0o777 == 0o700);
+    let changed = if narrow {
+        sys::chmod_at(dir, path, Mode::S_IRWXU)
+    } else {
+        Ok(())
+    };
+    match changed {
+        // Whoever opens it finds that it has gone already.
+        Ok(()) | Err(Errno::ENOENT) => Ok(narrow),
+        Err(errno) => {
+            let _ = sys::rmdir_at(dir, path);
+            Err(errno)
+        }
+    }
+}
+
 /// Makes a directory and its parents; whether the last one had to be made.
 fn make_dirs(path: &Path) -> Result<bool> {
-    match sys::mkdir_at(AT_FDCWD, path) {
-        Ok(()) => Ok(true),
+    let make = || match make_dir(AT_FDCWD, path) {
+        Ok(_narrow) => Ok(true),
         Err(Errno::EEXIST) => Ok(false),
-        Err(Errno::ENOENT) => {
-            let parent = path
-                .parent()
-                .ok_or_else(|| Error::io("make directory", path, Errno::ENOENT))?;
+        Err(errno) => Err(errno),
+    };
+    match (make(), path.parent()) {
+        (Err(Errno::ENOENT), Some(parent)) => {
             let made_parent = make_dirs(parent)?;
-            match sys::mkdir_at(AT_FDCWD, path) {
-                Ok(()) => Ok(true),
-                Err(Errno::EEXIST) => Ok(false),
-                Err(errno) => {
-                    if made_parent {
-                        let _ = sys::rmdir_at(AT_FDCWD, parent);
-                    }
-                    Err(Error::io("make directory", path, errno))
-                }
+            let made = make();
+            if made.is_err() && made_parent {
+                let _ = sys::rmdir_at(AT_FDCWD, parent);
             }
+            made
         }
-        Err(errno) => Err(Error::io("make directory", path, errno)),
+        (made, _) => made,
     }
+    .context("make directory", path)
 }
 
 /// A file on its way in. Dropped, it is removed.
@@ -462,24 +558,28 @@ impl Scratch {
         sys::write_all(self.file()?, content).context("write to", &self.path)
     }
 
-    fn close(&mut self) -> Result<()> {
-        match self.file.take() {
-            Some(file) => sys::close(file).context("close", &self.path),
-            None => Ok(()),
+    /// Closes the file, with the mode that it is to have, which the umask may have narrowed.
+    fn finish(&mut self, mode: Mode) -> Result<FileId> {
+        let file = self.file()?;
+        let stat = sys::fstat(file).context("stat", &self.path)?;
+        if Mode::from_bits_truncate(stat.st_mode & 0o7777) != mode {
+            sys::fchmod(file, mode).context("change the mode of", &self.path)?;
         }
+        if let Some(file) = self.file.take() {
+            sys::close(file).context("close", &self.path)?;
+        }
+        Ok(FileId::of(&stat))
     }
 
     /// Publishes a scratch file that [`Area::scratch_beside`] made.
     pub(crate) fn publish_elsewhere(mut self, mode: Mode) -> Result<Published> {
-        let stat = sys::fstat(self.file()?).context("stat", &self.path)?;
-        self.close()?;
+        let id = self.finish(mode)?;
         let area = self.area.clone();
         let Some(elsewhere) = self.elsewhere.as_mut() else {
             return Err(Error::io("rename", &self.path, Errno::EINVAL));
         };
-        let id = FileId::of(&stat);
         let mut record = elsewhere.record.clone().into_os_string();
-        record.push(format!("-{:x}-{:x}", id.dev(), id.ino()));
+        record.push(format!("-{}", id.signs()));
         let record = PathBuf::from(record);
         sys::rename_at(area.dir(), &elsewhere.record, area.dir(), &record)
             .context("rename", &area.path.join(&elsewhere.record))?;
@@ -503,7 +603,7 @@ impl Scratch {
         // The file that another staging has put there meanwhile is neither to be taken for this one
         // nor to go with it.
         let published = if FileId::of(&stat).same_file(&id) {
-            published.checked(stat, mode)?
+            published.with(&stat)
         } else {
             published
         };
@@ -546,14 +646,11 @@ pub(crate) struct Published {
 }
 
 impl Published {
-    /// Looks at the mode, which the umask may have narrowed, and notes the identity.
-    fn checked(mut self, stat: FileStat, mode: Mode) -> Result<Self> {
-        self.file_id = Some(FileId::of(&stat));
-        let permissions = Mode::from_bits_truncate(stat.st_mode & 0o7777);
-        if permissions != mode {
-            sys::chmod(&self.path, mode).context("change the mode of", &self.path)?;
+    fn with(self, stat: &FileStat) -> Self {
+        Self {
+            file_id: Some(FileId::of(stat)),
+            ..self
         }
-        Ok(self)
     }
 
     /// The entry for the manifest.
@@ -641,25 +738,34 @@ impl StagedFile {
             (Some(old), Some(new)) => old.same_file(new),
             _ => false,
         };
-        if self.path != new.path && !same_file {
-            let _ = self.remove();
-        } else if let Place::Elsewhere { area, record, .. } = &self.place {
-            let _ = sys::unlink_at(area.dir(), record);
+        match &self.place {
+            Place::Elsewhere { area, record, .. } if self.path == new.path || same_file => {
+                let _ = sys::unlink_at(area.dir(), record);
+            }
+            _ if self.path == new.path => {}
+            // In the same directory: that stays, and stays ours.
+            Place::Area(area) if self.path.parent() == new.path.parent() => {
+                let _ = area.remove_file(self);
+            }
+            _ => {
+                let _ = self.remove();
+            }
         }
     }
 
-    /// Removes the file and the directory made for it. One that has gone, or that somebody has
-    /// put another file in the place of, counts as removed.
+    /// Removes the file and the directory made for it. One that has gone counts as removed, and so does
+    /// one at a destination that somebody has put another file in the place of.
     pub(crate) fn remove(&self) -> Result<()> {
         match &self.place {
-            Place::Area(area) => {
-                let dir = Path::new(OsStr::from_bytes(&self.checksum));
-                let relative = Area::relative(&self.checksum, &self.name);
-                self.remove_file(area.dir(), &relative)?;
-                remove_dir(area.dir(), dir, &self.path)
-            }
+            Place::Area(area) => area.remove(self).context("remove", &self.path),
             Place::Elsewhere { area, record, .. } => {
-                self.remove_file(AT_FDCWD, &self.path)?;
+                match sys::lstat(&self.path) {
+                    Ok(stat) if self.is_seen_in(&stat) => {
+                        forgive_missing(sys::unlink_at(AT_FDCWD, &self.path))
+                    }
+                    look => forgive_missing(look.map(drop)),
+                }
+                .context("remove", &self.path)?;
                 if let Some(dir) = self.made_dir() {
                     remove_dir(AT_FDCWD, dir, &self.path)?;
                 }
@@ -670,22 +776,15 @@ impl StagedFile {
         }
     }
 
-    fn remove_file(&self, dir: impl std::os::fd::AsFd + Copy, path: &Path) -> Result<()> {
-        let Some(id) = self.file_id else {
-            return Ok(());
-        };
-        match sys::lstat_at(dir, path) {
-            // The number alone does not tell: the system gives that of a file that has gone to the
-            // next one. One of ours is as it was written, or has at least kept its mode.
-            Ok(stat)
-                if FileId::of(&stat) == id
-                    || (FileId::of(&stat).same_file(&id) && looks_staged(&stat)) =>
-            {
-                forgive_missing(sys::unlink_at(dir, path)).context("remove", &self.path)
-            }
-            Ok(_) => Ok(()),
-            result => forgive_missing(result.map(drop)).context("remove", &self.path),
-        }
+    /// Whether a look at its place shows the file that we put there. The number alone does not tell:
+    /// the system gives that of a file that has gone to the next one. One of ours is as it was written,
+    /// or has at least kept its mode.
+    fn is_seen_in(&self, stat: &FileStat) -> bool {
+        let seen = FileId::of(stat);
+        self.file_id.is_some_and(|id| {
+            disk::special_type(stat).is_none()
+                && (seen == id || (seen.same_file(&id) && looks_staged(stat)))
+        })
     }
 }
 
@@ -702,6 +801,19 @@ pub(crate) fn look_at_destination(path: &Path) -> Result<Option<FileId>> {
     }
 }
 
+/// Removes whatever is there; a directory that somebody keeps something in stays.
+fn remove_entry(dir: &OwnedFd, name: &Path) -> nix::Result<()> {
+    match sys::unlink_at(dir, name) {
+        // Some systems say EPERM of a directory.
+        Err(refusal @ (Errno::EISDIR | Errno::EPERM)) => match sys::rmdir_at(dir, name) {
+            Err(Errno::ENOTEMPTY | Errno::EEXIST) => Ok(()),
+            Err(Errno::ENOTDIR) => Err(refusal),
+            result => result,
+        },
+        result => result,
+    }
+}
+
 fn forgive_missing(result: nix::Result<()>) -> nix::Result<()> {
     match result {
         Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(()),
@@ -710,7 +822,7 @@ fn forgive_missing(result: nix::Result<()>) -> nix::Result<()> {
 }
 
 /// Removes a directory of ours; one that somebody has put a file into stays.
-fn remove_dir(dir: impl std::os::fd::AsFd, path: &Path, file: &Path) -> Result<()> {
+fn remove_dir(dir: impl AsFd, path: &Path, file: &Path) -> Result<()> {
     match sys::rmdir_at(dir, path) {
         // Some systems say EEXIST for ENOTEMPTY.
         Err(Errno::ENOTEMPTY | Errno::EEXIST) => Ok(()),
@@ -865,8 +977,8 @@ fn purge_area(staging_dir: &OwnedFd, name: &Path, path: &Path, failures: &mut Fa
         let child = Path::new(&child);
         let result = if let Some(record) = bytes.strip_prefix(ELSEWHERE_PREFIX.as_bytes()) {
             purge_elsewhere(&lock, child, record, path)
-        } else if bytes.starts_with(STAGING_PREFIX.as_bytes()) {
-            purge_file(&lock, child)
+        } else if is_scratch_name(bytes) {
+            purge_scratch(&lock, child)
         } else if checksum::is_digest(bytes) {
             purge_checksum_dir(&lock, child)
         } else {
@@ -907,16 +1019,41 @@ fn lock_dead_area(
     Ok(Some((lock, names)))
 }
 
-/// Removes the staged files in a directory of a dead area, and the directory if nothing else is in
-/// it.
+/// Removes the staged file in a directory of a dead area, and the directory if nothing else is in it.
+///
+/// What the file was called is not on record. It is the one that looks as we leave them, or has the
+/// content that the directory is named after. Where there is none, somebody has changed it or put
+/// something else in its place: that is the only thing there. If there are more, all are left alone, and
+/// so they are in a directory that is not as we make them or keep them.
 fn purge_checksum_dir(area: &OwnedFd, name: &Path) -> nix::Result<()> {
     let dir = match sys::open_dir_at(area, name) {
-        // Not a directory: nothing that we made.
-        Err(Errno::ENOTDIR | Errno::ELOOP | Errno::EMLINK) => return Ok(()),
+        Err(Errno::ENOTDIR | Errno::ELOOP | Errno::EMLINK) => return purge_link(area, name),
         result => result?,
     };
+    let (mut ours, mut others) = (Vec::new(), Vec::new());
     for child in sys::names(&dir)? {
-        forgive_missing(purge_file(&dir, Path::new(&child)))?;
+        let path = Path::new(&child);
+        if is_scratch_name(child.as_bytes()) {
+            forgive_missing(purge_scratch(&dir, path))?;
+            continue;
+        }
+        match sys::lstat_at(&dir, path) {
+            Ok(stat) if looks_staged(&stat) || has_digest(&dir, path, &stat, name) => {
+                ours.push(child);
+            }
+            Ok(_) => others.push(child),
+            look => forgive_missing(look.map(drop))?,
+        }
+    }
+    if ours.is_empty() && others.len() == 1 && is_still_ours(&dir) {
+        ours.append(&mut others);
+    }
+    if !others.is_empty() {
+        // Before ours goes, or the next start would take what is left for it.
+        let _ = sys::fchmod(&dir, LET_GO);
+    }
+    for child in ours {
+        forgive_missing(remove_entry(&dir, Path::new(&child)))?;
     }
     drop(dir);
     match sys::rmdir_at(area, name) {
@@ -925,11 +1062,47 @@ fn purge_checksum_dir(area: &OwnedFd, name: &Path) -> nix::Result<()> {
     }
 }
 
-fn purge_file(dir: &OwnedFd, name: &Path) -> nix::Result<()> {
-    if looks_staged(&sys::lstat_at(dir, name)?) {
-        sys::unlink_at(dir, name)?;
+/// Whether the content of a regular file is that of which `digest` is the name.
+fn has_digest(dir: &OwnedFd, path: &Path, stat: &FileStat, digest: &Path) -> bool {
+    let digest_of = || Source::of(sys::open_for_reading_at(dir, path), path)?.digest();
+    disk::special_type(stat).is_none()
+        && digest_of().is_ok_and(|(found, _)| {
+            checksum::hex(&found).as_bytes() == digest.as_os_str().as_bytes()
+        })
+}
+
+/// Whether a directory of a checksum is as we made it, and was not let go of. Where modes cannot be
+/// changed it may have been.
+fn is_still_ours(dir: &OwnedFd) -> bool {
+    sys::fstat(dir).is_ok_and(|stat| {
+        stat.st_uid == nix::unistd::geteuid().as_raw() && stat.st_mode & 0o1777 == 0o700
+    }) && sys::strict_fchmod(dir, Mode::S_IRWXU).is_ok()
+}
+
+/// Removes a link, but nothing else, that has taken the place of a directory.
+fn purge_link(area: &OwnedFd, name: &Path) -> nix::Result<()> {
+    if disk::special_type(&sys::lstat_at(area, name)?) == Some(FileType::Symlink) {
+        sys::unlink_at(area, name)?;
     }
     Ok(())
+}
+
+fn is_scratch_name(name: &[u8]) -> bool {
+    let number = name.strip_prefix(STAGING_PREFIX.as_bytes());
+    number.is_some_and(|number| {
+        number.is_empty()
+            || number
+                .strip_prefix(b"-")
+                .is_some_and(|digits| digits.iter().all(u8::is_ascii_digit))
+    })
+}
+
+/// Removes a file on its way in, or what was staged under the name of one.
+fn purge_scratch(dir: &OwnedFd, name: &Path) -> nix::Result<()> {
+    match disk::special_type(&sys::lstat_at(dir, name)?) {
+        None => sys::unlink_at(dir, name),
+        Some(_) => Ok(()),
+    }
 }
 
 /// Removes what a dead registry staged at a destination that its caller chose, unless it is not
@@ -941,8 +1114,10 @@ fn purge_elsewhere(
     area_path: &Path,
 ) -> nix::Result<()> {
     let record = String::from_utf8_lossy(record);
-    let mut fields = record.splitn(3, '-');
-    let number = fields.next().unwrap_or_default();
+    let (number, signs) = match record.split_once('-') {
+        Some((number, signs)) => (number, Some(signs)),
+        None => (&*record, None),
+    };
     let made_dir = number.ends_with(MADE_DIR);
     let Ok(number) = number.trim_end_matches(MADE_DIR).parse() else {
         return Ok(());
@@ -954,16 +1129,12 @@ fn purge_elsewhere(
     };
     let scratch = beside(&destination, area_path, number);
     forgive_missing(sys::unlink_at(AT_FDCWD, &scratch))?;
-    let hex = |field: Option<&str>| u64::from_str_radix(field?, 16).ok();
-    if let (Some(dev), Some(ino)) = (hex(fields.next()), hex(fields.next())) {
+    if let Some(signs) = signs {
         match sys::lstat(&destination) {
-            Ok(stat) => {
-                let id = FileId::of(&stat);
-                if (id.dev(), id.ino()) == (dev, ino) && looks_staged(&stat) {
-                    forgive_missing(sys::unlink_at(AT_FDCWD, &destination))?;
-                }
+            Ok(stat) if is_recorded(&stat, signs) => {
+                forgive_missing(sys::unlink_at(AT_FDCWD, &destination))?;
             }
-            result => forgive_missing(result.map(drop))?,
+            look => forgive_missing(look.map(drop))?,
         }
     }
     if let Some(dir) = destination.parent().filter(|_| made_dir) {
@@ -973,4 +1144,12 @@ fn purge_elsewhere(
         }
     }
     sys::unlink_at(area, name)
+}
+
+/// Whether a file at a destination is the one on record, as [`StagedFile::is_seen_in`].
+fn is_recorded(stat: &FileStat, signs: &str) -> bool {
+    let id = FileId::of(stat);
+    let number = format!("{:x}-{:x}-", id.dev(), id.ino());
+    disk::special_type(stat).is_none()
+        && (id.signs() == signs || (signs.starts_with(&number) && looks_staged(stat)))
 }

@@ -65,6 +65,19 @@ pub(crate) fn open_for_reading(path: &Path) -> Result<File> {
     call("open", || fcntl::open(path, flags, Mode::empty())).map(File::from)
 }
 
+/// The same, below a directory, but not through a final symbolic link.
+pub(crate) fn open_for_reading_at(dir: impl AsFd, path: &Path) -> Result<File> {
+    let flags = OFlag::O_RDONLY
+        | OFlag::O_NOFOLLOW
+        | OFlag::O_NONBLOCK
+        | OFlag::O_NOCTTY
+        | OFlag::O_CLOEXEC;
+    call("open", || {
+        fcntl::openat(dir.as_fd(), path, flags, Mode::empty())
+    })
+    .map(File::from)
+}
+
 /// Opens a directory, following a final symbolic link.
 pub(crate) fn open_dir_following(path: &Path) -> Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -121,10 +134,28 @@ pub(crate) fn readlink_at(dir: impl AsFd, path: &Path) -> Result<OsString> {
     call("readlink", || fcntl::readlinkat(dir.as_fd(), path))
 }
 
-pub(crate) fn chmod(path: &Path, mode: Mode) -> Result<()> {
-    call("chmod", || {
-        sys::stat::fchmodat(fcntl::AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink)
-    })
+/// Changes the mode where the file system lets anybody do so: some refuse, and some take no notice.
+pub(crate) fn chmod_at(dir: impl AsFd, path: &Path, mode: Mode) -> Result<()> {
+    unless_refused(call("chmod", || {
+        sys::stat::fchmodat(dir.as_fd(), path, mode, FchmodatFlags::FollowSymlink)
+    }))
+}
+
+/// The same, of an open file.
+pub(crate) fn fchmod(file: impl AsFd, mode: Mode) -> Result<()> {
+    unless_refused(strict_fchmod(file, mode))
+}
+
+/// The same, but a refusal is an error.
+pub(crate) fn strict_fchmod(file: impl AsFd, mode: Mode) -> Result<()> {
+    call("fchmod", || sys::stat::fchmod(file.as_fd(), mode))
+}
+
+fn unless_refused(result: Result<()>) -> Result<()> {
+    match result {
+        Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(()),
+        result => result,
+    }
 }
 
 /// Copies up to so many bytes without leaving the kernel, from where both files are; the number

@@ -495,13 +495,20 @@ fn child_with_a_umask() {
     let source = lab.source("source", b"content");
     let script = lab.source("script", b"#!/bin/sh");
     chmod(&script, 0o755);
-    for mask in [0, 0o022, 0o077, 0o577] {
+    for mask in [0, 0o022, 0o077, 0o177, 0o277, 0o577, 0o777] {
         umask(Mode::from_bits_truncate(mask));
-        let file = copied(lab.stage_file(&source));
-        assert_eq!(mode(&file.file.path), 0o400, "with the umask {mask:o}");
-        let file = copied(lab.stage(b"key", &script, &lab.root.join("elsewhere/file")));
-        assert_eq!(mode(&file.file.path), 0o500, "with the umask {mask:o}");
-        lab.reset();
+        let inside = copied(lab.stage_file(&source));
+        assert_eq!(mode(&inside.file.path), 0o400, "with the umask {mask:o}");
+        let destination = lab.root.join("made/for it/file");
+        let outside = copied(lab.stage(b"key", &script, &destination));
+        assert_eq!(mode(&outside.file.path), 0o500, "with the umask {mask:o}");
+        let dirs = inside.file.path.ancestors().skip(1).take(3);
+        for dir in dirs.chain(destination.ancestors().skip(1).take(2)) {
+            assert_eq!(mode(dir), 0o700, "with the umask {mask:o}");
+        }
+        assert!(lab.reset().is_empty());
+        fs::remove_dir(lab.staging_path()).unwrap();
+        fs::remove_dir(lab.root.join("made")).unwrap();
     }
     println!("shown");
 }
@@ -871,6 +878,48 @@ fn p9_what_comes_to_a_destination_during_the_copy_stays() {
     assert_eq!(there, std::slice::from_ref(&destination));
     assert!(lab.reset().is_empty());
     assert!(destination.exists() && records(&lab).is_empty());
+}
+
+/// What the purge of a dead area takes for the file that was staged there, and what it leaves.
+#[test]
+fn p9_a_start_tells_a_changed_file_from_a_foreign_one() {
+    let mut lab = Lab::new();
+    let stage = |lab: &Lab, name: &str| {
+        let attachment = copied(lab.stage_file(&lab.source(name, name.as_bytes())));
+        attachment.file.path.to_path_buf()
+    };
+    let [edited, opened, plain] = ["edited", "opened", "plain"].map(|name| stage(&lab, name));
+    lab.retention = EXPIRED;
+    let let_go = stage(&lab, "let go");
+    let plant = |beside: &Path| {
+        let path = beside.with_file_name("foreign");
+        fs::write(&path, b"foreign").unwrap();
+        path
+    };
+    // The only one in its directory.
+    chmod(&edited, 0o644);
+    fs::write(&edited, b"changed").unwrap();
+    // The one of two that has the content.
+    chmod(&opened, 0o644);
+    // The one of two that has the mode.
+    let mut foreign = vec![plant(&opened), plant(&plain), plant(&let_go)];
+    // What is left alone when ours has been removed is not ours to remove.
+    assert_eq!(lab.cleanup().cleaned.len(), 1);
+    // A directory of that name that we have not made.
+    let checksum = digest_of(b"somebody else's");
+    let theirs = opened.ancestors().nth(2).unwrap().join(checksum);
+    fs::create_dir(&theirs).unwrap();
+    chmod(&theirs, 0o755);
+    fs::write(theirs.join("file"), b"foreign").unwrap();
+    foreign.push(theirs.join("file"));
+    lab.crash();
+    for _ in 0..2 {
+        lab.purge();
+        for path in [&edited, &opened, &plain, &let_go] {
+            assert!(!path.exists(), "{}", path.display());
+        }
+        assert_there(&foreign);
+    }
 }
 
 // ---- P10 -----------------------------------------------------------------------------------
