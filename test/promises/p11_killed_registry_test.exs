@@ -7,7 +7,7 @@ defmodule Codex.Files.P11KilledRegistryTest do
 
   use Codex.Files.StagingCase, async: false
 
-  alias Codex.Files.PuppetFile
+  alias Codex.Files.{ChildVM, PanickingLibrary, PuppetFile}
 
   @moduletag :capture_log
 
@@ -91,6 +91,23 @@ defmodule Codex.Files.P11KilledRegistryTest do
         refute File.exists?(attachment.path)
         assert Codex.Files.list_staged() == []
       end
+    end
+
+    @tag timeout: 300_000
+    test "takes the time that it needs, at the end of the VM too", context do
+      %{folder: folder, staging_dir: staging_dir, source: source} = context
+      delays = Path.join(folder, "delays")
+      File.mkdir!(delays)
+      ebin = PanickingLibrary.build(folder)
+      vm = ChildVM.start(staging_dir, [{"CODEX_FILES_PANICS", delays}], ebin: ebin)
+      {:ok, attachment} = ChildVM.eval(vm, quote(do: Codex.Files.stage(unquote(source))))
+      assert File.exists?(attachment.path)
+
+      # Twice as long as a supervisor waits for a worker of which it knows nothing else.
+      File.write!(Path.join(delays, "remove_all"), "10000")
+      ChildVM.stop(vm)
+      assert files_below(delays) == []
+      assert files_below(staging_dir) == []
     end
 
     test "is not what a crash is", %{source: source} do

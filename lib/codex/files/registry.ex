@@ -38,8 +38,8 @@ defmodule Codex.Files.Registry do
   registry interrupts exits, or gives `{:error, :stopped}`; `stage/1`, `force_cleanup/0` and `reset/1`
   then exit with `{:stopped, _}`.
 
-  `start_link/1` fails with `{:manifest_table_taken, name}`, with `{:invalid_option, key, value}`, and
-  with `:native_library_not_loaded`, when standard error says why.
+  `start_link/1` fails with `{:manifest_table_taken, name}`, `{:invalid_option, key, value}`,
+  `{:invalid_config, key, value}`, and `:native_library_not_loaded`, when standard error says why.
 
   What a file module fails with is the reason as it is: the one that its function returns, the POSIX
   reason of an exception of `File`'s, any other exception, `{:nocatch, value}` for what it throws, or
@@ -48,7 +48,8 @@ defmodule Codex.Files.Registry do
   `Codex.Files.format_error/1` has the English of them all.
   """
 
-  use GenServer
+  # An orderly stop removes the files, however many there are.
+  use GenServer, shutdown: 300_000
 
   alias Codex.Files.{
     Attachment,
@@ -61,10 +62,6 @@ defmodule Codex.Files.Registry do
   }
 
   @table :codex_files_manifest
-
-  # How long an orderly stop waits for the removal of the files: less than a supervisor waits for
-  # its child. What takes longer goes on without the process.
-  @stop_timeout_ms 4_000
 
   @typedoc "What `stage/1` takes."
   @type stage_opts() :: %{
@@ -85,6 +82,14 @@ defmodule Codex.Files.Registry do
           | {:cleanup_tick, DateTime.t()}
           | {:reset, GenServer.from(), Path.t()}
           | :cleanup_orphaned_staging
+
+  @doc """
+  The specification of a registry as a supervisor's child, with its name as the id.
+
+  Its supervisor waits five minutes for an orderly stop, which removes all files.
+  """
+  @spec child_spec(keyword()) :: Supervisor.child_spec()
+  def child_spec(opts), do: opts |> super() |> Map.put(:id, Keyword.get(opts, :name, __MODULE__))
 
   @doc """
   Starts a registry linked to the calling process. See the module documentation for the options.
@@ -298,29 +303,30 @@ defmodule Codex.Files.Registry do
   # Whoever this caller waited for may have given up, or left it something to recognise. Then it
   # begins `again`, with a new look.
   defp finish(attempt, again) do
-    ref = make_ref()
-
-    case await(attempt.(ref), ref) do
+    case await(attempt) do
       :retry -> again.()
       outcome -> Telemetry.staged(outcome)
     end
   end
 
-  @doc false
-  # The result of a native function, which may come as a message.
-  @spec await(:wait | result, reference()) :: result when result: term()
-  def await(:wait, ref) do
-    receive do
-      {^ref, result} -> result
+  # The result of a native function, which may come as a message with the reference that it is given.
+  # It is made where it is received: then the VM does not search what is in the mailbox already.
+  defp await(native) do
+    ref = make_ref()
+
+    case native.(ref) do
+      :wait ->
+        receive do
+          {^ref, result} -> result
+        end
+
+      result ->
+        result
     end
   end
 
-  def await(result, _ref), do: result
-
   defp force_cleanup(handle) do
-    ref = make_ref()
-
-    case await(Native.force_cleanup(handle, ref), ref) do
+    case await(&Native.force_cleanup(handle, &1)) do
       {:ok, {_cleaned, failed} = report} ->
         Telemetry.cleaned(report)
         cleanup_result(for {attachment, reason} <- failed, do: {attachment.path, reason})
@@ -332,12 +338,8 @@ defmodule Codex.Files.Registry do
 
   defp reset(handle, dir) do
     case Options.path_bytes(dir) do
-      {:ok, bytes} ->
-        ref = make_ref()
-        await(Native.reset(handle, bytes, ref), ref)
-
-      :error ->
-        {:error, {:invalid_option, :dir, dir}}
+      {:ok, bytes} -> await(&Native.reset(handle, bytes, &1))
+      :error -> {:error, {:invalid_option, :dir, dir}}
     end
   end
 
@@ -427,16 +429,11 @@ defmodule Codex.Files.Registry do
     {:noreply, state, :hibernate}
   end
 
-  def handle_info({:codex_files, :answer, from, result}, state) do
-    GenServer.reply(from, result)
-    {:noreply, state}
-  end
-
   def handle_info(_message, state), do: {:noreply, state}
 
   @impl true
   def terminate(reason, state) do
-    _ = if orderly?(reason), do: stop(state.handle)
+    _ = if orderly?(reason), do: await(&Native.close(state.handle, &1))
     :ok
   end
 
@@ -446,28 +443,12 @@ defmodule Codex.Files.Registry do
   defp orderly?({:shutdown, _detail}), do: true
   defp orderly?(_reason), do: false
 
-  defp stop(handle) do
-    ref = make_ref()
-
-    with :wait <- Native.close(handle, ref) do
-      receive do
-        {^ref, _result} -> :ok
-      after
-        @stop_timeout_ms -> :ok
-      end
-    end
-  end
-
   ## Workers
 
-  # The result goes to this process, which answers: its callers exit if it is killed before, and an
-  # answer of the worker's own would be a stray message in their mailboxes.
+  # The worker answers the caller, lest a large answer pass through this process. If this process is
+  # killed before, the caller exits, and the answer that comes later is dropped.
   defp start_worker(state, from, work) do
-    registry = self()
-
-    {_pid, monitor} =
-      spawn_monitor(fn -> send(registry, {:codex_files, :answer, from, work.()}) end)
-
+    {_pid, monitor} = spawn_monitor(fn -> GenServer.reply(from, work.()) end)
     put_in(state.workers[monitor], from)
   end
 end

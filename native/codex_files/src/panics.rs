@@ -1,7 +1,8 @@
 //! Panics: contained, and made on demand for the tests of what becomes of them.
 //!
 //! With the feature `panic-injection` the environment variable `CODEX_FILES_PANICS` names a
-//! directory. A file in it makes the next thread that comes to the point of that name panic, once.
+//! directory. A file in it makes the next thread that comes to the point of that name panic, once, or
+//! wait if the file says for how many milliseconds.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -12,7 +13,7 @@ use crate::error::{Error, Result};
 #[inline(always)]
 pub fn point(_name: &str) {}
 
-/// A point of the code that a test can make panic.
+/// A point of the code that a test can make panic or wait.
 ///
 /// # Panics
 /// If the test wants it to.
@@ -21,9 +22,16 @@ pub fn point(name: &str) {
     let Some(dir) = std::env::var_os("CODEX_FILES_PANICS") else {
         return;
     };
-    // Whoever removes the file is the one to panic.
-    if std::fs::remove_file(std::path::Path::new(&dir).join(name)).is_ok() {
-        panic!("injected at {name}");
+    let file = std::path::Path::new(&dir).join(name);
+    let delay = std::fs::read_to_string(&file).map(|text| text.parse());
+    // Whoever removes the file is the one to panic or wait.
+    if std::fs::remove_file(file).is_ok() {
+        match delay {
+            Ok(Ok(milliseconds)) => {
+                std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+            }
+            _ => panic!("injected at {name}"),
+        }
     }
 }
 
