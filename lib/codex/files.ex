@@ -28,8 +28,9 @@ defmodule Codex.Files do
       way are staged, it has to be `false`
 
   The first two are read at each use, the others when the registry starts; but the successor of a
-  killed registry keeps `:attachment_recognise_unchanged` as it was, and one with a file module reads
-  the interval before each wait.
+  killed registry keeps `:attachment_recognise_unchanged` as it was. A malformed value gives
+  `{:error, {:invalid_config, key, value}}` where it is used: one of the last two keeps the registry
+  from starting.
 
   ## Errors
 
@@ -43,6 +44,7 @@ defmodule Codex.Files do
       supervisor start `{Codex.Files.Registry, []}`
     * `{:manifest_table_taken, table}` - the registry could not start, because there is an ETS table
       of this name. `:ets.info(table, :owner)` says whose it is: rename that one
+    * `{:invalid_config, key, value}` - a configured value is not what it has to be
     * `:native_library_not_loaded` - standard error says why, and what to do
     * `{:native_panic, message}` - a bug of this library. Nothing else is harmed; please report it
     * `{application, reason}` - the SDK, or an application that it needs, could not be started,
@@ -81,7 +83,12 @@ defmodule Codex.Files do
 
   """
   @spec staging_dir() :: Path.t()
-  def staging_dir, do: elem(Config.staging_dir(), 0)
+  def staging_dir do
+    case Config.staging_dir() do
+      {:ok, {dir, _default?}} -> dir
+      {:error, {:invalid_config, :staging_dir, value}} -> value
+    end
+  end
 
   @doc """
   Stages the file at `path`.
@@ -196,7 +203,11 @@ defmodule Codex.Files do
 
   """
   @spec reset!() :: :ok | {:error, term()}
-  def reset!, do: with_registry(fn _handle -> Registry.reset(staging_dir()) end)
+  def reset! do
+    with_registry(fn _handle ->
+      with {:ok, {dir, _default?}} <- Config.staging_dir(), do: Registry.reset(dir)
+    end)
+  end
 
   @doc """
   Counts the staged attachments, in constant time.
@@ -274,20 +285,20 @@ defmodule Codex.Files do
   # A registry with a file module copies as it is told: the checksum has to be known before.
   defp stage_by_call(path, opts) do
     persist = Keyword.get(opts, :persist, false)
-    ttl_ms = Keyword.get_lazy(opts, :ttl_ms, &Config.ttl_ms/0)
 
-    asked = %{
-      checksum: "",
-      # Unlike a caller's, the path's own is a file's, or the file cannot be read.
-      name: Keyword.get(opts, :name, "default"),
-      persist: persist,
-      ttl_ms: ttl_ms,
-      size: 0,
-      source_path: path,
-      destination_path: staging_dir()
-    }
-
-    with {:ok, asked} <- Options.stage_opts(asked),
+    with {:ok, ttl_ms} <- Config.ttl_ms(opts),
+         {:ok, {dir, _default?}} <- Config.staging_dir(),
+         asked = %{
+           checksum: "",
+           # Unlike a caller's, the path's own is a file's, or the file cannot be read.
+           name: Keyword.get(opts, :name, "default"),
+           persist: persist,
+           ttl_ms: ttl_ms,
+           size: 0,
+           source_path: path,
+           destination_path: dir
+         },
+         {:ok, asked} <- Options.stage_opts(asked),
          {:ok, {checksum, size}} <- Verification.digest(path) do
       name = Keyword.get_lazy(opts, :name, fn -> Path.basename(path) end)
 
@@ -305,9 +316,6 @@ defmodule Codex.Files do
 
       {:error, {:invalid_option, :ttl_ms, ttl_ms}} ->
         {:error, {:invalid_ttl, ttl_ms}}
-
-      {:error, {:invalid_option, :destination_path, dir}} ->
-        {:error, {:invalid_option, :staging_dir, dir}}
 
       error ->
         error

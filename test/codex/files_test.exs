@@ -213,11 +213,13 @@ defmodule Codex.FilesTest do
       assert {:ok, _attachment} = Codex.Files.stage(source)
     end
 
-    test "with a bad TTL, given or configured, is {:invalid_ttl, _}", %{source: source} do
+    test "with a bad TTL says who has given it", %{source: source} do
       for ttl <- [-1, 1.5, "1", :forever, [1], 0x1_0000_0000_0000_0000] do
         assert Codex.Files.stage(source, ttl_ms: ttl) == {:error, {:invalid_ttl, ttl}}
         configure(:attachment_ttl_ms, ttl)
-        assert Codex.Files.stage(source) == {:error, {:invalid_ttl, ttl}}
+
+        assert Codex.Files.stage(source) ==
+                 {:error, {:invalid_config, :attachment_ttl_ms, ttl}}
       end
 
       assert Codex.Files.stage(source, ttl_ms: nil) == {:error, {:invalid_ttl, nil}}
@@ -310,14 +312,48 @@ defmodule Codex.FilesTest do
 
       assert_intact([kept])
     end
+  end
 
-    test "falls back to a minute when the interval makes no sense", %{source: source} do
-      for interval <- [0, -1, :never, "1000", nil] do
-        stop_default_registry()
-        configure(:attachment_cleanup_interval_ms, interval)
-        assert {:ok, attachment} = Codex.Files.stage(source, ttl_ms: 0)
-        assert Codex.Files.list_staged() == [attachment]
+  describe "a malformed configuration" do
+    test "does not matter where it is not used", %{folder: folder, source: source} do
+      {:ok, _attachment} = Codex.Files.stage(source)
+      configure(:attachment_ttl_ms, "1000")
+      assert {:ok, _attachment} = Codex.Files.stage(source, persist: true)
+      assert {:ok, _attachment} = Codex.Files.stage(source, ttl_ms: 5)
+
+      for dir <- [:oops, 5, "a\0b", [:a]] do
+        new = write(folder, "source/#{inspect(dir)}", "new #{inspect(dir)}")
+        opts = stage_opts(new)
+        configure(:staging_dir, dir)
+        error = {:error, {:invalid_config, :staging_dir, dir}}
+        assert Codex.Files.stage(new, ttl_ms: 5) == error
+        assert Registry.stage(opts) == error
+        assert Codex.Files.reset!() == error
+        assert Codex.Files.staging_dir() == dir
+        assert [_attachment] = Codex.Files.list_staged()
+        unconfigure(:staging_dir)
       end
+    end
+
+    test "fails the start of the registry, if it is used there", %{source: source} do
+      for {key, values} <- [
+            attachment_cleanup_interval_ms: [0, -1, :never, "1000"],
+            attachment_recognise_unchanged: ["true", 1, :no]
+          ],
+          value <- values do
+        configure(key, value)
+        error = {:error, {:invalid_config, key, value}}
+        assert Codex.Files.stage(source) == error
+        assert Registry.ensure_started() == error
+
+        unconfigure(key)
+        assert {:ok, _attachment} = Codex.Files.stage(source)
+        stop_default_registry()
+      end
+
+      # It is read at each use.
+      configure(:staging_dir, :oops)
+      assert {:ok, _registry} = Registry.ensure_started()
     end
   end
 

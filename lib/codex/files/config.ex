@@ -4,23 +4,22 @@ defmodule Codex.Files.Config do
 
   @ttl_ms 86_400_000
   @cleanup_interval_ms 60_000
+  @max_u64 0xFFFF_FFFF_FFFF_FFFF
 
   # 49 days, which every timer can count.
   @longest_interval_ms 0xFFFF_FFFF
 
-  @doc "The staging directory, and whether it is the default one."
-  @spec staging_dir() :: Codex.Files.Native.staging_dir()
-  def staging_dir do
-    case Application.get_env(:codex_sdk, :staging_dir) do
-      nil ->
-        {default_staging_dir(), true}
+  @type invalid :: {:error, {:invalid_config, key :: atom(), value :: term()}}
 
-      dir ->
-        case Codex.Files.Options.path_bytes(dir) do
-          {:ok, bytes} -> {bytes, false}
-          # Whoever uses it gets an error that shows it.
-          :error -> {dir, false}
-        end
+  @doc "The staging directory, and whether it is the default one."
+  @spec staging_dir() :: {:ok, Codex.Files.Native.staging_dir()} | invalid()
+  def staging_dir do
+    with dir when dir != nil <- get(:staging_dir),
+         {:ok, bytes} <- Codex.Files.Options.path_bytes(dir) do
+      {:ok, {bytes, false}}
+    else
+      nil -> {:ok, {default_staging_dir(), true}}
+      :error -> {:error, {:invalid_config, :staging_dir, get(:staging_dir)}}
     end
   end
 
@@ -40,19 +39,41 @@ defmodule Codex.Files.Config do
     end
   end
 
-  @spec ttl_ms() :: :infinity | non_neg_integer()
-  def ttl_ms, do: Application.get_env(:codex_sdk, :attachment_ttl_ms, @ttl_ms)
+  @doc "The TTL of a staging with these options. The configured one is looked at if it counts."
+  @spec ttl_ms(keyword()) :: {:ok, term()} | invalid()
+  def ttl_ms(opts) do
+    case Keyword.fetch(opts, :ttl_ms) do
+      {:ok, ttl_ms} ->
+        {:ok, ttl_ms}
 
-  @spec cleanup_interval_ms() :: pos_integer()
-  def cleanup_interval_ms do
-    case Application.get_env(:codex_sdk, :attachment_cleanup_interval_ms) do
-      interval when is_integer(interval) and interval > 0 -> min(interval, @longest_interval_ms)
-      _ -> @cleanup_interval_ms
+      :error ->
+        if Keyword.get(opts, :persist) == true,
+          do: {:ok, :infinity},
+          else: checked(:attachment_ttl_ms, @ttl_ms, &(&1 == :infinity or &1 in 0..@max_u64))
     end
   end
 
+  @spec cleanup_interval_ms() :: {:ok, pos_integer()} | invalid()
+  def cleanup_interval_ms do
+    with {:ok, interval_ms} <-
+           checked(
+             :attachment_cleanup_interval_ms,
+             @cleanup_interval_ms,
+             &(is_integer(&1) and &1 > 0)
+           ),
+         do: {:ok, min(interval_ms, @longest_interval_ms)}
+  end
+
   @doc "Whether unchanged files may be recognised by their times, without reading them."
-  @spec recognise_unchanged?() :: boolean()
-  def recognise_unchanged?,
-    do: Application.get_env(:codex_sdk, :attachment_recognise_unchanged, true) == true
+  @spec recognise_unchanged() :: {:ok, boolean()} | invalid()
+  def recognise_unchanged, do: checked(:attachment_recognise_unchanged, true, &is_boolean/1)
+
+  defp checked(key, default, valid?) do
+    case get(key) do
+      nil -> {:ok, default}
+      value -> if valid?.(value), do: {:ok, value}, else: {:error, {:invalid_config, key, value}}
+    end
+  end
+
+  defp get(key), do: Application.get_env(:codex_sdk, key)
 end

@@ -18,6 +18,9 @@ defmodule Codex.Files.ErrorMessage do
   defp say({:invalid_option, key, value}),
     do: "expected #{inspect(key)} to be #{expected(key)}, got: #{inspect(value)}"
 
+  defp say({:invalid_config, key, value}),
+    do: "expected the configured #{inspect(key)} to be #{expected(key)}, got: #{inspect(value)}"
+
   defp say({:invalid_name, name}),
     do: "expected the name to be one path component of 1 to 255 bytes, got: #{inspect(name)}"
 
@@ -115,11 +118,20 @@ defmodule Codex.Files.ErrorMessage do
   # Paths are bytes, and messages may be anything.
   defp printable(text), do: if(String.valid?(text), do: text, else: inspect(text))
 
-  defp expected(:opts), do: "a keyword list for stage/2, a map for the registry"
-  defp expected(key) when key in [:persist], do: "a boolean"
-  defp expected(:ttl_ms), do: ":infinity or a number of milliseconds from 0 to 2^64 - 1"
+  defp expected(:opts), do: "a keyword list, for the registry's stage/1 a map"
+
+  defp expected(key) when key in [:persist, :attachment_recognise_unchanged], do: "a boolean"
+  defp expected(:attachment_cleanup_interval_ms), do: "a number of milliseconds from 1"
+
+  defp expected(key) when key in [:ttl_ms, :attachment_ttl_ms],
+    do: ":infinity or a number of milliseconds from 0 to 2^64 - 1"
+
   defp expected(:size), do: "a number of bytes from 0 to 2^64 - 1"
-  defp expected(key) when key in [:checksum, :name], do: "a string"
+  defp expected(:checksum), do: "a string"
+
+  defp expected(:name),
+    do: "a string, for a registry an atom, {:global, term} or {:via, module, term}"
+
   defp expected(:manifest_table), do: "an atom"
   defp expected(:file_module), do: "a module"
   defp expected(_path), do: "a path without null bytes"

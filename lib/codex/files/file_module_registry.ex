@@ -20,13 +20,15 @@ defmodule Codex.Files.FileModuleRegistry do
   @impl true
   def init(opts) do
     with {:ok, module} <- check_module(opts[:file_module]),
+         {:ok, interval_ms} <- Config.cleanup_interval_ms(),
+         {:ok, {dir, _default?}} <- Config.staging_dir(),
          {:ok, table} <- ManifestTable.new(opts) do
-      {dir, _default?} = Config.staging_dir()
-      schedule_cleanup()
+      schedule_cleanup(interval_ms)
 
       state = %{
         module: module,
         table: table,
+        interval_ms: interval_ms,
         # pid => the options that it stages, if it does, and the callers that it is to answer
         workers: %{},
         # checksum => the worker that has it, and what waits for it
@@ -48,8 +50,8 @@ defmodule Codex.Files.FileModuleRegistry do
   defp check_module(module) when is_atom(module) and module != nil, do: {:ok, module}
   defp check_module(module), do: {:error, {:invalid_option, :file_module, module}}
 
-  defp schedule_cleanup,
-    do: Process.send_after(self(), :cleanup_tick, Config.cleanup_interval_ms())
+  defp schedule_cleanup(interval_ms),
+    do: Process.send_after(self(), :cleanup_tick, interval_ms)
 
   @impl true
   def handle_call({:stage, opts}, from, state) do
@@ -87,7 +89,7 @@ defmodule Codex.Files.FileModuleRegistry do
     do: {:noreply, ended(pid, reason, state)}
 
   def handle_info(:cleanup_tick, state) do
-    schedule_cleanup()
+    schedule_cleanup(state.interval_ms)
     # While something else is being removed the next time will do.
     {:noreply, if(state.remover, do: state, else: work(state, {:cleanup, []}))}
   end

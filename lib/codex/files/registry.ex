@@ -104,14 +104,27 @@ defmodule Codex.Files.Registry do
       :ok
 
   """
+  @spec start_link() :: GenServer.on_start()
   @spec start_link(keyword()) :: GenServer.on_start()
-  def start_link(opts) do
-    # `File` needs no process of its own for what a host's module may block in.
-    registry =
-      if Keyword.get(opts, :file_module, File) == File, do: __MODULE__, else: FileModuleRegistry
+  def start_link(opts \\ []) do
+    with :ok <- check_opts(opts),
+         {:ok, name} <- check_name(Keyword.get(opts, :name, __MODULE__)) do
+      # `File` needs no process of its own for what a host's module may block in.
+      registry =
+        if Keyword.get(opts, :file_module, File) == File, do: __MODULE__, else: FileModuleRegistry
 
-    GenServer.start_link(registry, opts, name: Keyword.get(opts, :name, __MODULE__))
+      GenServer.start_link(registry, opts, name: name)
+    end
   end
+
+  defp check_opts(opts) do
+    if Keyword.keyword?(opts), do: :ok, else: {:error, {:invalid_option, :opts, opts}}
+  end
+
+  defp check_name(name) when is_atom(name), do: {:ok, name}
+  defp check_name({:global, _term} = name), do: {:ok, name}
+  defp check_name({:via, module, _term} = name) when is_atom(module), do: {:ok, name}
+  defp check_name(name), do: {:error, {:invalid_option, :name, name}}
 
   @doc """
   Makes sure that the registry runs, and returns its pid.
@@ -267,16 +280,15 @@ defmodule Codex.Files.Registry do
   def stage_file(handle, path, opts) do
     name = Keyword.fetch(opts, :name)
     persist = Keyword.get(opts, :persist, false)
-    ttl_ms = Keyword.get_lazy(opts, :ttl_ms, &Config.ttl_ms/0)
 
-    case Native.refresh_file(handle, path, name, persist, ttl_ms) do
-      miss when miss in [:new, :unclear] ->
-        dir = Config.staging_dir()
-        attempt = &Native.stage_file(handle, dir, path, name, persist, ttl_ms, miss, &1)
-        finish(attempt, fn -> stage_file(handle, path, opts) end)
-
-      outcome ->
-        Telemetry.staged(outcome)
+    with {:ok, ttl_ms} <- Config.ttl_ms(opts),
+         miss when miss in [:new, :unclear] <-
+           Native.refresh_file(handle, path, name, persist, ttl_ms),
+         {:ok, dir} <- Config.staging_dir() do
+      attempt = &Native.stage_file(handle, dir, path, name, persist, ttl_ms, miss, &1)
+      finish(attempt, fn -> stage_file(handle, path, opts) end)
+    else
+      outcome -> Telemetry.staged(outcome)
     end
   end
 
@@ -285,8 +297,8 @@ defmodule Codex.Files.Registry do
   defp stage(handle, opts) do
     case Native.refresh(handle, opts) do
       :miss ->
-        dir = Config.staging_dir()
-        finish(&Native.stage(handle, dir, opts, &1), fn -> stage(handle, opts) end)
+        with {:ok, dir} <- Config.staging_dir(),
+             do: finish(&Native.stage(handle, dir, opts, &1), fn -> stage(handle, opts) end)
 
       {:error, {:invalid_option, key, path}} = error
       when key in [:source_path, :destination_path] and is_list(path) ->
@@ -359,11 +371,14 @@ defmodule Codex.Files.Registry do
     Process.flag(:trap_exit, true)
     name = Keyword.get(opts, :name, __MODULE__)
 
-    with :ok <- check_native(),
+    with {:ok, interval_ms} <- Config.cleanup_interval_ms(),
+         {:ok, recognise?} <- Config.recognise_unchanged(),
+         :ok <- check_native(),
          {:ok, table} <- ManifestTable.new(opts),
-         {handle, _adopted?} when is_reference(handle) <- open_native(name) do
+         {handle, _adopted?} when is_reference(handle) <-
+           open_native(name, interval_ms, recognise?) do
       # What dead registries left. In the background, before anything else that the thread does.
-      _ = Native.purge(handle, Config.staging_dir())
+      with {:ok, dir} <- Config.staging_dir(), do: Native.purge(handle, dir)
       :ets.insert(table, {name, handle})
       {:ok, %{handle: handle, workers: %{}}}
     else
@@ -378,15 +393,10 @@ defmodule Codex.Files.Registry do
       else: {:error, :native_library_not_loaded}
   end
 
-  defp open_native(name) do
+  defp open_native(name, interval_ms, recognise?) do
     # Without a name there is no successor either.
     name = if name == nil, do: make_ref(), else: name
-
-    Native.open(
-      :erlang.term_to_binary(name),
-      Config.cleanup_interval_ms(),
-      Config.recognise_unchanged?()
-    )
+    Native.open(:erlang.term_to_binary(name), interval_ms, recognise?)
   end
 
   # Whatever may take long is done by a worker, which the caller waits for and this process does

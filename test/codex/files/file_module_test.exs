@@ -746,9 +746,11 @@ defmodule Codex.Files.FileModuleTest do
     test "says if its staging directory cannot be one", %{source: source} do
       for dir <- [:oops, 5, "a\0b", [:a]] do
         Application.put_env(:codex_sdk, :staging_dir, dir)
-        reason = {:invalid_option, :staging_dir, dir}
+        reason = {:invalid_config, :staging_dir, dir}
         assert Codex.Files.stage(source) == {:error, reason}
-        assert Codex.Files.format_error(reason) =~ "expected :staging_dir to be a path"
+
+        assert Codex.Files.format_error(reason) =~
+                 "expected the configured :staging_dir to be a path"
       end
 
       assert [{:rm_rf, _args}] = callbacks()

@@ -23,6 +23,7 @@ defmodule Codex.Files.RegistryTest do
       assert :ets.info(:codex_files_manifest, :named_table)
       assert :ets.info(:codex_files_manifest, :protection) == :protected
       assert Registry.start_link([]) == {:error, {:already_started, registry}}
+      assert Registry.start_link() == {:error, {:already_started, registry}}
 
       {:ok, other} = Registry.start_link(name: :another_registry, manifest_table: :another_table)
       assert Process.whereis(:another_registry) == other
@@ -71,6 +72,14 @@ defmodule Codex.Files.RegistryTest do
       assert Registry.start_link(name: :a_registry, manifest_table: "a table") ==
                {:error, {:invalid_option, :manifest_table, "a table"}}
 
+      for opts <- [:no_list, %{}, [:name]] do
+        assert Registry.start_link(opts) == {:error, {:invalid_option, :opts, opts}}
+      end
+
+      for name <- ["a name", 1, {:global}, {:via, "module", 1}] do
+        assert Registry.start_link(name: name) == {:error, {:invalid_option, :name, name}}
+      end
+
       for module <- [nil, "a module"] do
         assert Registry.start_link(name: :a_registry, file_module: module) ==
                  {:error, {:invalid_option, :file_module, module}}
@@ -83,9 +92,12 @@ defmodule Codex.Files.RegistryTest do
   describe "child_spec/1" do
     test "is that of a permanent worker" do
       assert Registry.child_spec(name: :a_registry) == %{
-               id: Codex.Files.Registry,
-               start: {Codex.Files.Registry, :start_link, [[name: :a_registry]]}
+               id: :a_registry,
+               start: {Codex.Files.Registry, :start_link, [[name: :a_registry]]},
+               shutdown: 300_000
              }
+
+      assert Registry.child_spec([]).id == Registry
     end
   end
 
@@ -725,6 +737,7 @@ defmodule Codex.Files.RegistryTest do
 
       for function <- [
             child_spec: 1,
+            start_link: 0,
             start_link: 1,
             ensure_started: 0,
             stage: 1,
