@@ -17,7 +17,7 @@ use std::sync::mpsc;
 use codex_files::attachment::Outcome;
 use codex_files::disk::INLINE_LIMIT;
 use codex_files::error::{Error, FileType};
-use codex_files::registry::{check_name, default_name};
+use codex_files::registry::{StageRequest, check_name, default_name};
 use common::*;
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
@@ -101,8 +101,12 @@ fn stage_while(size: usize, disturb: impl Fn(&Path, u64) + Sync) {
                 Outcome::Retry => unreachable!("it was asked again"),
             }
             let destination = lab.root.join(format!("elsewhere/{round}"));
-            let claim = key(&content(size, 0));
-            match lab.stage(&claim, &source, &destination) {
+            // The size is what the caller says: that of the content, not of the file just now.
+            let claim = StageRequest {
+                size: size as u64,
+                ..lab.request(&key(&content(size, 0)), &source, &destination)
+            };
+            match stage(&lab.registry, &claim) {
                 Outcome::Staged { attachment, .. } => assert_whole(&attachment),
                 Outcome::Failed(_) => assert!(!destination.exists()),
                 Outcome::Retry => unreachable!("it was asked again"),
