@@ -6,6 +6,8 @@ defmodule Codex.Files.P13FileTypesTest do
 
   use Codex.Files.StagingCase, async: false
 
+  @moduletag skip: not_on(~w(sshfs), "SFTP makes no FIFO")
+
   setup %{folder: folder} = context do
     [registry, other] = start_registries(Map.put_new(context, :registry_opts, []))
     {:ok, earlier} = Codex.Files.stage(write(folder, "earlier", "earlier"))
