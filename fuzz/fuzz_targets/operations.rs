@@ -13,12 +13,12 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use codex_files::attachment::{Attachment, Retention, Ttl};
+use codex_files::attachment::{Attachment, Outcome, Waiter};
 use codex_files::error::Error;
-use codex_files::manifest::{Outcome, Waiter};
 use codex_files::registry::{
     FileRequest, Miss, Observer, Options, Registry, StageRequest, check_name,
 };
+use codex_files::retention::{Retention, Ttl};
 use codex_files::staging_area::StagingDir;
 use codex_files::sweeper::{Command, Reply, Report};
 use libfuzzer_sys::fuzz_target;
@@ -374,7 +374,9 @@ impl World {
                 } else {
                     make_writable(&path);
                 }
-                if fs::write(&path, FOREIGN).is_ok() && matches!(how, Loss::Replaced) {
+                // In our own directory it is ours all the same, since it is in the place of ours.
+                let is_written = fs::write(&path, FOREIGN).is_ok();
+                if is_written && elsewhere && matches!(how, Loss::Replaced) {
                     self.foreign.insert(path.clone());
                 }
                 path
@@ -426,10 +428,9 @@ impl World {
             assert!(is_foreign(&path), "{} is not as it was", path.display());
             fs::remove_file(path).expect("it is there");
         }
-        // Directories in which there was a foreign file are left, and an overwritten file is ours no
-        // more.
+        // Directories in which there was a foreign file are left.
         assert_eq!(
-            ours_below(&self.root.join("staging")),
+            files_below(&self.root.join("staging")),
             Vec::<PathBuf>::new()
         );
     }
@@ -439,13 +440,13 @@ fn is_foreign(path: &Path) -> bool {
     fs::read(path).is_ok_and(|content| content == FOREIGN)
 }
 
-fn ours_below(dir: &Path) -> Vec<PathBuf> {
+fn files_below(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
-            found.extend(ours_below(&path));
-        } else if !is_foreign(&path) {
+            found.extend(files_below(&path));
+        } else {
             found.push(path);
         }
     }
