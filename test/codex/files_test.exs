@@ -176,6 +176,11 @@ defmodule Codex.FilesTest do
     end
 
     # Of a small file and of a large one, and of either at a destination: that is on record there.
+    @tag skip:
+           not_on(
+             ~w(sshfs),
+             "of what fails at the server, SFTP says little more than that it did"
+           )
     test "names a staging directory that cannot be made, opened or locked", context do
       %{folder: folder, source: source} = context
       large = write(folder, "large", :binary.copy("a", 1_000_000))

@@ -540,6 +540,7 @@ defmodule Codex.Files.RegistryTest do
         assert File.read!(context.source) == "some notes"
       end
 
+      @tag skip: not_on(~w(sshfs), "the names of a file have different inode numbers there")
       test "refuses to stage a file onto itself", context do
         link = Path.join(context.folder, "link")
         File.ln!(context.source, link)
