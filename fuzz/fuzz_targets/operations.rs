@@ -13,14 +13,17 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use codex_files::attachment::{Attachment, Outcome, Waiter};
+use codex_files::disk::staging_dir::StagingDir;
 use codex_files::error::Error;
-use codex_files::registry::{
-    FileRequest, Miss, Observer, Options, Registry, StageRequest, check_name,
-};
+use codex_files::name::check_name;
+use codex_files::registry::admission::Answer;
+use codex_files::registry::keeper::{self, Observer, Options};
+use codex_files::registry::remove::{self, Report};
+use codex_files::registry::reply::Reply;
+use codex_files::registry::stage_at::{self, StageAt};
+use codex_files::registry::stage_file::{self, Miss, StageFile};
+use codex_files::registry::{Attachment, Outcome, Registry, Waiter};
 use codex_files::retention::{Retention, Ttl};
-use codex_files::staging_area::StagingDir;
-use codex_files::sweeper::{Command, Reply, Report};
 use libfuzzer_sys::fuzz_target;
 use sha2::{Digest, Sha256};
 
@@ -55,7 +58,7 @@ enum Op {
         pick: u8,
         name: u8,
     },
-    /// The process that owns the registry is killed and has a successor.
+    /// The process that answers for the registry is killed and has a successor.
     Successor,
     /// Another registry on the same directory, that starts, stages and ends.
     Neighbour {
@@ -100,16 +103,16 @@ struct Deaf;
 
 impl Observer for Deaf {
     fn cleaned(&self, _report: Report) {}
-    fn ended(&self) {}
+    fn stopped(&self) {}
 }
 
 fn start() -> Arc<Registry> {
     const LONG: Duration = Duration::from_secs(86_400);
-    Registry::start(Options {
+    keeper::start(Options {
         cleanup_interval: LONG,
         orphan_grace: LONG,
         recognise_unchanged: true,
-        observer: Box::new(Deaf),
+        observer: Arc::new(Deaf),
     })
     .expect("a thread can be had")
 }
@@ -126,22 +129,21 @@ fn ask<T: Send + 'static>(command: impl FnOnce(Reply<T>)) -> T {
 }
 
 /// As a caller does it: waits for the answer, and asks again if told to.
-fn until_answered(
-    stage: impl Fn(&dyn Fn() -> Waiter) -> Option<Outcome>,
-) -> Result<Attachment, Error> {
+fn until_answered(stage: impl Fn(&dyn Fn() -> Waiter) -> Answer) -> Result<Attachment, Error> {
     loop {
         let (sender, receiver) = mpsc::channel();
-        let outcome = stage(&|| {
+        let answer = stage(&|| {
             let sender = sender.clone();
             Waiter::new(move |outcome| {
                 let _ = sender.send(outcome);
             })
         });
-        let outcome = outcome.unwrap_or_else(|| {
-            receiver
+        let outcome = match answer {
+            Answer::Now(outcome) => outcome,
+            Answer::ByWaiter => receiver
                 .recv_timeout(Duration::from_secs(60))
-                .expect("nobody hangs")
-        });
+                .expect("nobody hangs"),
+        };
         match outcome {
             Outcome::Staged { attachment, .. } => return Ok(attachment),
             Outcome::Failed(error) => return Err(error),
@@ -223,14 +225,14 @@ impl World {
                 self.sources[usize::from(source % 4)] = content;
             }
             Op::Cleanup => {
-                let report = ask(|reply| self.registry.command(Command::Cleanup(reply)));
+                let report = ask(|reply| remove::cleanup(&self.registry, reply));
                 assert!(report.failed.is_empty(), "{report:?}");
                 self.known
                     .retain(|_, known| known.retention.ttl != Ttl::Millis(0));
             }
             Op::Reset => {
                 let dir = self.staging_dir.path.clone();
-                let failures = ask(|reply| self.registry.command(Command::Reset(dir, reply)));
+                let failures = ask(|reply| remove::reset(&self.registry, dir, reply));
                 assert!(failures.is_empty(), "{failures:?}");
                 self.known.clear();
             }
@@ -244,22 +246,23 @@ impl World {
                 }
             }
             Op::Successor => {
-                let owner = self.registry.adopt().expect("it has not ended");
-                let successor = self.registry.adopt();
-                // The word that an owner has gone may come late.
-                self.registry.abandon(owner);
-                assert!(successor.is_some_and(|successor| successor != owner));
+                let keeper = keeper::adopt(&self.registry).expect("it has not ended");
+                let successor = keeper::adopt(&self.registry);
+                // The word that a keeper has gone may come late.
+                keeper::abandon(&self.registry, keeper);
+                assert!(successor.is_some_and(|successor| successor != keeper));
             }
             Op::Neighbour { source } => {
                 let neighbour = start();
-                neighbour.command(Command::Purge(self.staging_dir.clone()));
+                remove::purge(&neighbour, &self.staging_dir);
                 let request = self.file_request(source, b"neighbour", Keep::Persistent);
-                let staged =
-                    until_answered(|waiter| neighbour.stage_file(&request, Miss::Unclear, waiter))
-                        .expect("nothing is in its way");
+                let staged = until_answered(|waiter| {
+                    stage_file::stage_file(&neighbour, &request, Miss::Unseen, waiter)
+                })
+                .expect("nothing is in its way");
                 let content = fs::read(&staged.file.path).expect("it is there");
                 assert!(content == self.content(source));
-                assert!(ask(|reply| neighbour.end(reply)).is_empty());
+                assert!(ask(|reply| keeper::stop(&neighbour, reply)).is_empty());
                 assert!(!staged.file.path.exists());
             }
         }
@@ -270,8 +273,8 @@ impl World {
         self.known.values().nth(index)
     }
 
-    fn file_request(&self, source: u8, name: &[u8], keep: Keep) -> FileRequest {
-        FileRequest {
+    fn file_request(&self, source: u8, name: &[u8], keep: Keep) -> StageFile {
+        StageFile {
             source: self.source(source),
             name: name.into(),
             retention: retention(keep),
@@ -287,7 +290,9 @@ impl World {
             name = b".staging".to_vec();
         }
         let request = self.file_request(source, &name, keep);
-        let staged = until_answered(|waiter| self.registry.stage_file(&request, Miss::New, waiter));
+        let staged = until_answered(|waiter| {
+            stage_file::stage_file(&self.registry, &request, Miss::New, waiter)
+        });
         let content = self.content(source).to_vec();
         let key = hex_digest(&content);
         self.staged(key, content, retention(keep), staged);
@@ -300,7 +305,7 @@ impl World {
             Key::Claim => (hex_digest(&content), format!("claim {}", source % 4)),
             Key::FalseClaim => (hex_digest(b"another"), "false claim".into()),
         };
-        let request = StageRequest {
+        let request = StageAt {
             checksum: key.as_slice().into(),
             name: b"name".as_slice().into(),
             retention: retention(keep),
@@ -309,7 +314,7 @@ impl World {
             destination: self.root.join(destination),
             staging_dir: self.staging_dir.clone(),
         };
-        let staged = until_answered(|waiter| self.registry.stage(&request, waiter));
+        let staged = until_answered(|waiter| stage_at::stage_at(&self.registry, &request, waiter));
         if key == hex_digest(b"another") && content != b"another" && !self.known.contains_key(&key)
         {
             assert!(
@@ -400,13 +405,13 @@ impl World {
     }
 
     fn check(&mut self) {
-        let listing = self.registry.list();
+        let listing = self.registry.manifest().list();
         let listed: BTreeMap<Vec<u8>, &Attachment> = listing
             .iter()
             .map(|attachment| (attachment.file.checksum.to_vec(), attachment))
             .collect();
         assert!(listed.keys().eq(self.known.keys()), "other keys are listed");
-        let totals = self.registry.metrics().totals;
+        let totals = self.registry.manifest().metrics().totals;
         let count = totals.persistent_count + totals.expirable_count;
         assert_eq!(count, self.known.len() as u64);
         for (key, known) in &self.known {
@@ -423,7 +428,7 @@ impl World {
     }
 
     fn end(mut self) {
-        assert!(ask(|reply| self.registry.end(reply)).is_empty());
+        assert!(ask(|reply| keeper::stop(&self.registry, reply)).is_empty());
         for path in std::mem::take(&mut self.foreign) {
             assert!(is_foreign(&path), "{} is not as it was", path.display());
             fs::remove_file(path).expect("it is there");

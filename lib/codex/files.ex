@@ -67,7 +67,7 @@ defmodule Codex.Files do
 
   """
 
-  alias Codex.Files.{Attachment, Config, Native, Options, Registry, Verification}
+  alias Codex.Files.{Attachment, Config, Native, NativeRegistry, Options, Registry, Verification}
 
   @doc """
   Returns the directory below which files are staged.
@@ -129,7 +129,7 @@ defmodule Codex.Files do
   def stage(path, opts \\ []) do
     with :ok <- check_options(opts),
          {:ok, bytes} <- path_bytes(path) do
-      with_registry(&Registry.stage_file(&1, bytes, opts), fn ->
+      with_registry(&NativeRegistry.stage_file(&1, bytes, opts), fn ->
         stage_by_call(bytes, opts)
       end)
     end
@@ -158,7 +158,7 @@ defmodule Codex.Files do
   """
   @spec list_staged_result() :: {:ok, [Attachment.t()]} | {:error, term()}
   def list_staged_result do
-    with_registry(&listed(Native.list(&1)), fn -> listed(Registry.list()) end)
+    with_registry(&listed(NativeRegistry.list(&1)), fn -> listed(Registry.list()) end)
   end
 
   @doc """
@@ -226,7 +226,7 @@ defmodule Codex.Files do
 
   """
   @spec metrics() :: map() | {:error, term()}
-  def metrics, do: with_registry(&Registry.metrics/1, fn -> Registry.metrics() end)
+  def metrics, do: with_registry(&NativeRegistry.metrics/1, fn -> Registry.metrics() end)
 
   @doc """
   Appends an attachment to the `:attachments` of thread options, or of any such struct.
@@ -326,7 +326,7 @@ defmodule Codex.Files do
 
   # `by_handle` if the registry does its own file operations, `by_call` if a file module does.
   defp with_registry(by_handle, by_call) do
-    case Registry.handle() do
+    case NativeRegistry.handle() do
       {:ok, handle} ->
         by_handle.(handle)
 

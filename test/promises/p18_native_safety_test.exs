@@ -128,7 +128,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
     assert_unharmed(context)
   end
 
-  test "bad terms in the configuration do not keep the registry from starting", context do
+  test "bad terms in the configuration are refused at the start, or do no harm", context do
     stop_default_registry()
 
     File.cd!(context.folder, fn ->
@@ -139,10 +139,17 @@ defmodule Codex.Files.P18NativeSafetyTest do
           ],
           term <- bad_terms() do
         configure(key, term)
-        start_default_registry()
-        assert {:ok, _attachments} = Codex.Files.list_staged_result()
-        result = outcome(fn -> Codex.Files.reset!() end)
-        assert result == :ok or match?({:error, _reason}, result)
+
+        case outcome(fn -> Codex.Files.list_staged_result() end) do
+          {:ok, []} ->
+            result = outcome(fn -> Codex.Files.reset!() end)
+            assert result == :ok or match?({:error, _reason}, result)
+
+          refused ->
+            assert refused == {:error, {:invalid_config, key, term}}
+            refute Process.whereis(Registry)
+        end
+
         stop_default_registry()
         unconfigure(key)
         configure(:staging_dir, context.staging_dir)
@@ -178,38 +185,27 @@ defmodule Codex.Files.P18NativeSafetyTest do
   describe "the NIFs" do
     setup %{source: source, staging_dir: staging_dir} do
       # Not that of a registry that the other tests look at.
-      {handle, false} = Native.open(inspect(make_ref()), 60_000, true)
-      on_exit(fn -> Native.close(handle, make_ref()) end)
-      {:copy, staging} = Native.admit(handle, stage_opts(source, checksum: "ticket"), make_ref())
+      {:ok, handle} = Native.open(inspect(make_ref()), 60_000, true)
+      on_exit(fn -> Native.stop(handle, make_ref()) end)
       dir = {staging_dir, false}
       opts = stage_opts(source, checksum: "key")
 
       nifs = [
         open: ["name", 60_000, true],
+        stop: [handle, make_ref()],
         purge: [handle, dir],
-        refresh: [handle, opts],
+        refresh_at: [handle, opts],
         refresh_file: [handle, source, {:ok, "name"}, false, 60_000],
-        stage: [handle, dir, opts, make_ref()],
-        stage_file: [handle, dir, source, {:ok, "name"}, false, 60_000, :unclear, make_ref()],
+        stage_at: [handle, dir, opts, make_ref()],
+        stage_file: [handle, dir, source, {:ok, "name"}, false, 60_000, :unseen, make_ref()],
         list: [handle],
         metrics: [handle],
         try_metrics: [handle],
         force_cleanup: [handle, make_ref()],
-        reset: [handle, staging_dir, make_ref()],
-        describe: [source, :error, false, 60_000, make_ref()],
-        admit: [handle, opts, make_ref()],
-        admit_known: [handle, opts, make_ref()],
-        verify_staging: [staging, make_ref()],
-        commit_staging: [staging],
-        fail_staging: [staging, :erlang.term_to_binary(:reason)],
-        claim_expired: [handle],
-        claim_all: [handle],
-        end_removal: [make_ref(), true],
-        stop_staging: [handle],
-        close: [handle, make_ref()]
+        reset: [handle, staging_dir, make_ref()]
       ]
 
-      %{nifs: nifs, handle: handle, staging: staging}
+      %{nifs: nifs, handle: handle}
     end
 
     test "are all of these", %{nifs: nifs} do
@@ -218,89 +214,85 @@ defmodule Codex.Files.P18NativeSafetyTest do
     end
 
     test "raise or return an error for bad terms", %{nifs: nifs} = context do
-      for {name, args} <- nifs, name != :close, args <- mutations(args) do
+      for {name, args} <- nifs, name != :stop, args <- mutations(args) do
         result = outcome(fn -> apply(Native, name, args) end)
         refute match?({:error, {:native_panic, _message}}, result)
         refute match?({:exited, _reason}, result)
       end
 
       for args <- mutations([context.handle, make_ref()]), not is_reference(hd(args)) do
-        assert {:raised, _error} = outcome(fn -> apply(Native, :close, args) end)
+        assert {:raised, _error} = outcome(fn -> apply(Native, :stop, args) end)
       end
 
       assert_unharmed(context)
     end
 
     test "raise for a resource of another kind", context do
-      %{nifs: nifs, handle: handle, staging: staging} = context
-      resources = [handle, staging, make_ref()]
+      {:ok, file} = :file.open(context.source, [:read, :raw, :binary])
+      {:file_descriptor, :prim_file, %{handle: of_another_kind}} = file
 
-      for {name, [first | args]} <- nifs, is_reference(first), other <- resources -- [first] do
+      resources = [
+        of_another_kind,
+        :ets.new(:table, []),
+        :atomics.new(1, []),
+        make_ref()
+      ]
+
+      for {name, [first | args]} <- context.nifs, is_reference(first), other <- resources do
         assert {^name, {:raised, %ArgumentError{}}} =
                  {name, outcome(fn -> apply(Native, name, [other | args]) end)}
       end
 
+      :ok = :file.close(file)
       assert_unharmed(context)
     end
 
-    test "take a ticket once", context do
-      %{handle: handle, staging: staging} = context
-      assert {:ok, _attachment, false} = Native.commit_staging(staging)
-      assert Native.commit_staging(staging) == {:error, :stopped}
-      assert Native.verify_staging(staging, make_ref()) == {:error, :stopped}
-      assert Native.fail_staging(staging, "no term") == :ok
-      assert [%{checksum: "ticket"}] = Native.list(handle)
-
-      [{removal, _attachment}] = Native.claim_all(handle)
-      assert Native.claim_all(handle) == []
-      assert Native.end_removal(removal, true) == :ok
-      assert Native.end_removal(removal, true) == :ok
-      assert Native.list(handle) == []
-      assert %{total_count: 0, total_bytes: 0} = Native.metrics(handle)
-      assert_unharmed(context)
-    end
-
-    test "give a ticket back when its process is gone", context do
-      %{handle: handle, source: source} = context
-      opts = stage_opts(source, checksum: "abandoned")
+    test "go on with a copy whose caller is gone, for those who wait for it", context do
+      %{handle: handle, nifs: nifs, folder: folder} = context
+      large = sparse_file(folder, "large", 200_000_000)
+      args = List.replace_at(nifs[:stage_at], 2, stage_opts(large, checksum: "abandoned"))
       test = self()
 
       leader =
         spawn(fn ->
-          {:copy, ticket} = Native.admit(handle, opts, make_ref())
-          send(test, :admitted)
-          # Keeps it.
-          receive do: (:never -> Native.commit_staging(ticket))
+          send(test, {:leads, apply(Native, :stage_at, args)})
+          # It would wait for its answer.
+          receive do: (:never -> :ok)
         end)
 
-      assert_receive :admitted, 5_000
+      assert_receive {:leads, :wait}, 5_000
       ref = make_ref()
-      assert Native.admit(handle, opts, ref) == :wait
+      assert apply(Native, :stage_at, List.replace_at(args, 3, ref)) == :wait
       kill(leader)
-      assert_receive {^ref, :retry}, 5_000
-      assert {:copy, _ticket} = Native.admit(handle, opts, make_ref())
+      assert_receive {^ref, {:ok, %{checksum: "abandoned"} = attachment, true}}, 60_000
+      assert File.stat!(attachment.path).size == 200_000_000
+      assert Native.list(handle) == [attachment]
     end
 
-    test "are of use to nobody once the registry has been closed", context do
-      %{nifs: nifs, handle: handle, staging: staging} = context
+    test "are of use to nobody once the registry has been stopped", context do
+      %{nifs: nifs, handle: handle} = context
+      assert {:ok, attachment, false} = apply(Native, :stage_at, nifs[:stage_at])
       ref = make_ref()
-      assert Native.close(handle, ref) == :wait
+      assert Native.stop(handle, ref) == :wait
       assert_receive {^ref, :ok}, 5_000
 
-      assert Native.commit_staging(staging) == {:error, :stopped}
+      refute File.exists?(attachment.path)
       assert Native.list(handle) == []
-      assert %{total_count: 0} = Native.metrics(handle)
-      assert Native.claim_all(handle) == []
+      assert %{total_count: 0, total_bytes: 0} = Native.metrics(handle)
+      assert apply(Native, :purge, nifs[:purge]) == :ok
+      assert apply(Native, :refresh_at, nifs[:refresh_at]) == :miss
+      assert apply(Native, :refresh_file, nifs[:refresh_file]) in [:new, :unseen]
 
-      for name <- [:stage, :stage_file, :admit, :admit_known] do
+      for name <- [:stage_at, :stage_file] do
         assert {name, apply(Native, name, nifs[name])} == {name, {:error, :stopped}}
       end
 
-      for name <- [:force_cleanup, :reset, :close] do
+      for name <- [:force_cleanup, :reset, :stop] do
         args = nifs[name]
         ref = List.last(args)
         assert apply(Native, name, args) == :wait
-        assert_receive {^ref, {:error, :stopped}}, 5_000
+        assert_receive {^ref, answer}, 5_000
+        assert {name, answer} == {name, {:error, :stopped}}
       end
 
       assert_unharmed(context)

@@ -119,47 +119,24 @@ defmodule Codex.Files.P18PanicsTest do
           alias Codex.Files.{Native, Registry}
 
           opts = unquote(opts)
-          dir = Codex.Files.Config.staging_dir()
+          {:ok, dir} = Codex.Files.Config.staging_dir()
+          small = unquote(context.small)
           # One that no other code of the library comes to.
-          {handle, false} = Native.open("another", 60_000, true)
-          expired = %{opts | checksum: "expired", ttl_ms: 0}
-          {:copy, staging} = Native.admit(handle, expired, make_ref())
-          {:ok, _attachment, false} = Native.commit_staging(staging)
-          [{removal, _attachment}] = Native.claim_expired(handle)
-          {:copy, staging} = Native.admit(handle, %{opts | checksum: "ticket"}, make_ref())
+          {:ok, handle} = Native.open("another", 60_000, true)
 
           nifs = [
             open: ["a third", 60_000, true],
             purge: [handle, dir],
-            refresh: [handle, opts],
-            refresh_file: [handle, unquote(context.small), :error, false, 0],
-            stage: [handle, dir, opts, make_ref()],
-            stage_file: [
-              handle,
-              dir,
-              unquote(context.small),
-              :error,
-              false,
-              0,
-              :unclear,
-              make_ref()
-            ],
+            refresh_at: [handle, opts],
+            refresh_file: [handle, small, :error, false, 0],
+            stage_at: [handle, dir, opts, make_ref()],
+            stage_file: [handle, dir, small, :error, false, 0, :unseen, make_ref()],
             list: [handle],
             metrics: [handle],
             try_metrics: [handle],
             force_cleanup: [handle, make_ref()],
             reset: [handle, unquote(context.folder), make_ref()],
-            describe: [unquote(context.small), :error, false, 60_000, make_ref()],
-            admit: [handle, opts, make_ref()],
-            admit_known: [handle, opts, make_ref()],
-            verify_staging: [staging, make_ref()],
-            commit_staging: [staging],
-            fail_staging: [staging, :erlang.term_to_binary(:reason)],
-            claim_expired: [handle],
-            claim_all: [handle],
-            end_removal: [removal, false],
-            stop_staging: [handle],
-            close: [handle, make_ref()]
+            stop: [handle, make_ref()]
           ]
 
           call = fn {name, args} -> {name, apply(Native, name, args)} end
@@ -175,11 +152,13 @@ defmodule Codex.Files.P18PanicsTest do
       )
 
     # All there are.
-    assert Enum.sort(nifs) == Enum.sort(Native.__info__(:functions) -- [load: 0, available?: 0])
+    assert Enum.sort(nifs) ==
+             Enum.sort(Native.__info__(:functions) -- [load: 0, load_from: 1, available?: 0])
+
     assert first == for({name, _arity} <- nifs, do: {name, panicked("nif-#{name}")})
     for {name, result} <- second, do: refute({name, result} == {name, panicked("nif-#{name}")})
-    assert {:ok, _attachment, false} = second[:stage]
-    assert :wait = second[:close]
+    assert {:ok, _attachment, false} = second[:stage_at]
+    assert :wait = second[:stop]
     assert_unharmed(context, "all")
   end
 
@@ -190,8 +169,8 @@ defmodule Codex.Files.P18PanicsTest do
     for {nif, call} <- [
           {"refresh_file", quote(do: Codex.Files.stage(unquote(small)))},
           {"stage_file", quote(do: Codex.Files.stage(unquote(small)))},
-          {"refresh", quote(do: Codex.Files.Registry.stage(unquote(opts)))},
-          {"stage", quote(do: Codex.Files.Registry.stage(unquote(opts)))},
+          {"refresh_at", quote(do: Codex.Files.Registry.stage(unquote(opts)))},
+          {"stage_at", quote(do: Codex.Files.Registry.stage(unquote(opts)))},
           {"list", quote(do: Codex.Files.list_staged_result())},
           {"try_metrics", quote(do: Codex.Files.metrics())},
           {"force_cleanup", quote(do: Codex.Files.force_cleanup())},
@@ -203,14 +182,14 @@ defmodule Codex.Files.P18PanicsTest do
 
     assert panicking(context, "nif-list", quote(do: Codex.Files.list_staged())) == []
 
-    # One that cannot be closed in order leaves what it holds to a successor, as a killed one does.
+    # One that cannot be stopped in order leaves what it holds to a successor, as a killed one does.
     terminate =
       quote(do: Supervisor.terminate_child(Codex.Files.Supervisor, Codex.Files.Registry))
 
-    assert panicking(context, "nif-close", terminate) == :ok
+    assert panicking(context, "nif-stop", terminate) == :ok
     start = quote(do: Codex.Files.Registry.ensure_started())
     assert panicking(context, "nif-open", start) == panicked("nif-open")
-    assert_unharmed(context, "open and close")
+    assert_unharmed(context, "open and stop")
   end
 
   test "in a thread is the answer to who waits for it, and the thread goes on", context do
@@ -248,8 +227,9 @@ defmodule Codex.Files.P18PanicsTest do
     # Nobody waits for it.
     purge =
       quote do
-        {:ok, handle} = Codex.Files.Registry.handle()
-        Codex.Files.Native.purge(handle, Codex.Files.Config.staging_dir())
+        {:ok, handle} = Codex.Files.NativeRegistry.handle()
+        # Once for each directory.
+        Codex.Files.Native.purge(handle, {unquote(context.folder), false})
       end
 
     assert panicking(context, "purge", purge) == :ok
@@ -277,23 +257,31 @@ defmodule Codex.Files.P18PanicsTest do
   end
 
   test "of the thread that sends for the schedulers is the answer that it sends", context do
-    opts = Macro.escape(stage_opts(context.other, checksum: "key"))
+    opts = Macro.escape(stage_opts(context.large, checksum: "key"))
 
+    # A registry is stopped on a scheduler thread, which has an answer for whoever waits for a copy.
     wait =
       quote do
         alias Codex.Files.Native
 
-        {:ok, handle} = Codex.Files.Registry.handle()
-        {:copy, ticket} = Native.admit(handle, unquote(opts), make_ref())
-        ref = make_ref()
-        :wait = Native.admit(handle, unquote(opts), ref)
-        :ok = Native.fail_staging(ticket, :erlang.term_to_binary(:a_reason))
-        receive do: ({^ref, answer} -> answer), after: (20_000 -> :none)
+        {:ok, dir} = Codex.Files.Config.staging_dir()
+        {:ok, handle} = Native.open("another", 60_000, true)
+        # Until the answer is on its way neither the copy ends nor the stop.
+        for point <- ["copier", "remove_all"],
+            do: File.write!(Path.join(unquote(context.panics), point), "1000")
+
+        :wait = Native.stage_at(handle, dir, unquote(opts), make_ref())
+        waits = make_ref()
+        :wait = Native.stage_at(handle, dir, unquote(opts), waits)
+        stops = make_ref()
+        :wait = Native.stop(handle, stops)
+        answer = receive do: ({^waits, answer} -> answer), after: (20_000 -> :none)
+        receive do: ({^stops, stopped} -> {answer, stopped}), after: (20_000 -> :none)
       end
 
     for _ <- 1..3 do
-      assert panicking(context, "reply", wait) == panicked("reply")
-      assert ChildVM.eval(context.vm, wait) == {:error, :a_reason}
+      assert panicking(context, "reply", wait) == {panicked("reply"), :ok}
+      assert ChildVM.eval(context.vm, wait) == {{:error, :stopped}, :ok}
     end
 
     assert_unharmed(context, "reply")
@@ -332,7 +320,7 @@ defmodule Codex.Files.P18PanicsTest do
           {"claim_expired", cleanup},
           {"claimed", cleanup},
           {"end", cleanup},
-          {"claim_files", reset},
+          {"claim", reset},
           {"claimed", reset},
           {"list", reset}
         ] do
@@ -341,16 +329,18 @@ defmodule Codex.Files.P18PanicsTest do
       assert_unharmed(context, point)
     end
 
-    close =
+    stop =
       quote do
-        {handle, false} = Codex.Files.Native.open("another", 60_000, true)
+        alias Codex.Files.Native
+
+        {:ok, handle} = Native.open("another", 60_000, true)
         ref = make_ref()
-        first = Codex.Files.Native.close(handle, make_ref())
-        :wait = Codex.Files.Native.close(handle, ref)
+        first = Native.stop(handle, make_ref())
+        :wait = Native.stop(handle, ref)
         receive do: ({^ref, answer} -> {first, answer}), after: (20_000 -> :none)
       end
 
-    assert panicking(context, "manifest-stop", close) == {panicked("manifest-stop"), :ok}
+    assert panicking(context, "manifest-stop", stop) == {panicked("manifest-stop"), :ok}
     assert_unharmed(context, "manifest-stop")
   end
 end

@@ -16,7 +16,7 @@ defmodule Codex.Files.RandomTerms do
     File.cd!(folder)
     source = Path.join(folder, "source")
     File.write!(source, "some notes")
-    {handle, false} = Native.open("random terms", 0xFFFF_FFFF, true)
+    {:ok, handle} = Native.open("random terms", 0xFFFF_FFFF, true)
 
     counts =
       Enum.reduce(1..calls, %{returned: 0, raised: 0}, fn number, counts ->
@@ -29,7 +29,7 @@ defmodule Codex.Files.RandomTerms do
 
     check(handle, calls)
     ref = make_ref()
-    :wait = Native.close(handle, ref)
+    :wait = Native.stop(handle, ref)
     receive do: ({^ref, _result} -> counts)
   end
 
@@ -38,8 +38,8 @@ defmodule Codex.Files.RandomTerms do
       {:error, {:native_panic, message}} ->
         raise "call #{number}, #{name}#{inspect(args)}, panicked: #{message}"
 
-      {handle, adopted?} when name == :open and is_boolean(adopted?) ->
-        Native.close(handle, make_ref())
+      {:ok, handle} when name == :open ->
+        Native.stop(handle, make_ref())
 
       _result ->
         :ok
@@ -88,51 +88,31 @@ defmodule Codex.Files.RandomTerms do
       }
     end
 
-    dir = Config.staging_dir()
+    {:ok, dir} = Config.staging_dir()
     name = fn -> Enum.random([:error, {:ok, "name"}]) end
-    miss = fn -> Enum.random([:new, :unclear]) end
+    miss = fn -> Enum.random([:new, :unseen]) end
 
-    case :rand.uniform(20) do
+    case :rand.uniform(16) do
       1 -> {:open, [Enum.random(["one", "two"]), 60_000, true]}
-      2 -> {:purge, [handle, dir]}
-      3 -> {:refresh, [handle, opts.()]}
-      4 -> {:stage, [handle, dir, opts.(), make_ref()]}
-      5 -> {:stage_file, [handle, dir, source, name.(), false, 60_000, miss.(), make_ref()]}
-      6 -> {:list, [handle]}
-      7 -> {:metrics, [handle]}
-      8 -> {:force_cleanup, [handle, make_ref()]}
-      9 -> {:reset, [handle, folder, make_ref()]}
-      10 -> {:describe, [source, name.(), true, :infinity, make_ref()]}
-      11 -> {:admit, [handle, opts.(), make_ref()]}
-      12 -> {:admit_known, [handle, opts.(), make_ref()]}
-      13 -> {:verify_staging, [staging(handle, opts.()), make_ref()]}
-      14 -> {:commit_staging, [staging(handle, opts.())]}
-      15 -> {:fail_staging, [staging(handle, opts.()), :erlang.term_to_binary(:reason)]}
-      16 -> {:claim_expired, [handle]}
-      17 -> {:claim_all, [handle]}
-      18 -> {:end_removal, [removal(handle), Enum.random([true, false])]}
-      19 -> Enum.random([{:close, [closable(), make_ref()]}, {:stop_staging, [closable()]}])
-      20 -> {:refresh_file, [handle, source, name.(), false, 60_000]}
+      2 -> {:stop, [stoppable(), make_ref()]}
+      3 -> {:purge, [handle, dir]}
+      n when n in 4..5 -> {:refresh_at, [handle, opts.()]}
+      n when n in 6..7 -> {:refresh_file, [handle, source, name.(), false, 60_000]}
+      n when n in 8..9 -> {:stage_at, [handle, dir, opts.(), make_ref()]}
+      n when n in 10..11 -> {:stage_file, stage_file(handle, dir, source, name.(), miss.())}
+      12 -> {:list, [handle]}
+      13 -> {:metrics, [handle]}
+      14 -> {:try_metrics, [handle]}
+      15 -> {:force_cleanup, [handle, make_ref()]}
+      16 -> {:reset, [handle, folder, make_ref()]}
     end
   end
 
-  # A ticket if there is one to be had, another resource if not.
-  defp staging(handle, opts) do
-    case Native.admit(handle, opts, make_ref()) do
-      {:copy, ticket} -> ticket
-      _known -> handle
-    end
-  end
+  defp stage_file(handle, dir, source, name, miss),
+    do: [handle, dir, source, name, false, 60_000, miss, make_ref()]
 
-  defp removal(handle) do
-    case Native.claim_all(handle) do
-      [{ticket, _attachment} | _tickets] -> ticket
-      [] -> handle
-    end
-  end
-
-  defp closable do
-    {handle, _adopted?} = Native.open("closable", 60_000, true)
+  defp stoppable do
+    {:ok, handle} = Native.open("stoppable", 60_000, true)
     handle
   end
 

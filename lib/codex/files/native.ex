@@ -11,12 +11,11 @@ defmodule Codex.Files.Native do
   alias Codex.Files.Attachment
 
   @type handle :: reference()
-  @type ticket :: reference()
   @type staging_dir :: {Path.t(), default? :: boolean()}
   @type outcome ::
           {:ok, Attachment.t(), cached? :: boolean()} | {:error, term()} | :retry
   @typedoc "Whether the file is known to be new, or takes more than a glance."
-  @type miss :: :new | :unclear
+  @type miss :: :new | :unseen
   @type report :: {cleaned :: [Attachment.t()], failed :: [{Attachment.t(), reason :: term()}]}
 
   @doc false
@@ -95,19 +94,19 @@ defmodule Codex.Files.Native do
   # A registry
 
   @spec open(name :: binary(), cleanup_interval_ms :: non_neg_integer(), boolean()) ::
-          {handle(), adopted? :: boolean()} | {:error, term()}
+          {:ok, handle()} | {:error, term()}
   def open(_name, _cleanup_interval_ms, _recognise_unchanged), do: not_loaded()
 
-  @spec close(handle(), reference()) :: :wait | {:error, term()}
-  def close(_handle, _reference), do: not_loaded()
+  @spec stop(handle(), reference()) :: :wait | :ok | {:error, term()}
+  def stop(_handle, _reference), do: not_loaded()
 
   @spec purge(handle(), staging_dir()) :: :ok | {:error, term()}
   def purge(_handle, _staging_dir), do: not_loaded()
 
   # Staging
 
-  @spec refresh(handle(), Codex.Files.Registry.stage_opts()) :: outcome() | :miss
-  def refresh(_handle, _opts), do: not_loaded()
+  @spec refresh_at(handle(), Codex.Files.Registry.stage_opts()) :: outcome() | :miss
+  def refresh_at(_handle, _opts), do: not_loaded()
 
   @spec refresh_file(
           handle(),
@@ -118,9 +117,9 @@ defmodule Codex.Files.Native do
         ) :: outcome() | miss()
   def refresh_file(_handle, _path, _name, _persist, _ttl_ms), do: not_loaded()
 
-  @spec stage(handle(), staging_dir(), Codex.Files.Registry.stage_opts(), reference()) ::
+  @spec stage_at(handle(), staging_dir(), Codex.Files.Registry.stage_opts(), reference()) ::
           outcome() | :wait
-  def stage(_handle, _staging_dir, _opts, _reference), do: not_loaded()
+  def stage_at(_handle, _staging_dir, _opts, _reference), do: not_loaded()
 
   @spec stage_file(
           handle(),
@@ -154,49 +153,6 @@ defmodule Codex.Files.Native do
 
   @spec reset(handle(), binary(), reference()) :: :wait | {:error, term()}
   def reset(_handle, _dir, _reference), do: not_loaded()
-
-  # For registries with a file module
-
-  # `{reference, {:ok, {checksum, name, size}} | {:error, reason}}` follows.
-  @spec describe(
-          binary(),
-          {:ok, binary()} | :error,
-          boolean(),
-          :infinity | non_neg_integer(),
-          reference()
-        ) :: :wait | {:error, term()}
-  def describe(_path, _name, _persist, _ttl_ms, _reference), do: not_loaded()
-
-  @spec admit(handle(), Codex.Files.Registry.stage_opts(), reference()) ::
-          {:copy, ticket()} | :wait | :known | {:error, term()}
-  def admit(_handle, _opts, _reference), do: not_loaded()
-
-  @spec admit_known(handle(), Codex.Files.Registry.stage_opts(), reference()) ::
-          {:copy, ticket()} | outcome() | :wait
-  def admit_known(_handle, _opts, _reference), do: not_loaded()
-
-  # `{reference, :ok | {:error, reason}}` follows.
-  @spec verify_staging(ticket(), reference()) :: :wait | {:error, term()}
-  def verify_staging(_ticket, _reference), do: not_loaded()
-
-  # From now on nothing is staged any more; what was stays till it is removed.
-  @spec stop_staging(handle()) :: :ok | {:error, term()}
-  def stop_staging(_handle), do: not_loaded()
-
-  @spec commit_staging(ticket()) :: outcome()
-  def commit_staging(_ticket), do: not_loaded()
-
-  @spec fail_staging(ticket(), reason :: binary()) :: :ok | {:error, term()}
-  def fail_staging(_ticket, _reason), do: not_loaded()
-
-  @spec claim_expired(handle()) :: [{ticket(), Attachment.t()}] | {:error, term()}
-  def claim_expired(_handle), do: not_loaded()
-
-  @spec claim_all(handle()) :: [{ticket(), Attachment.t()}] | {:error, term()}
-  def claim_all(_handle), do: not_loaded()
-
-  @spec end_removal(ticket(), removed :: boolean()) :: :ok | {:error, term()}
-  def end_removal(_ticket, _removed), do: not_loaded()
 
   defp not_loaded, do: :erlang.nif_error(:native_library_not_loaded)
 end

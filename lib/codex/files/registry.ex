@@ -57,11 +57,9 @@ defmodule Codex.Files.Registry do
     FileModuleRegistry,
     ManifestTable,
     Native,
-    Options,
+    NativeRegistry,
     Telemetry
   }
-
-  @table :codex_files_manifest
 
   @typedoc "What `stage/1` takes."
   @type stage_opts() :: %{
@@ -193,8 +191,8 @@ defmodule Codex.Files.Registry do
   """
   @spec stage(stage_opts()) :: {:ok, Attachment.t()} | {:error, term()}
   def stage(opts) do
-    case handle() do
-      {:ok, handle} -> exit_if_stopped(stage(handle, opts))
+    case NativeRegistry.handle() do
+      {:ok, handle} -> exit_if_stopped(NativeRegistry.stage_at(handle, opts))
       :error -> GenServer.call(__MODULE__, {:stage, opts}, :infinity)
     end
   end
@@ -211,8 +209,8 @@ defmodule Codex.Files.Registry do
   """
   @spec list() :: [Attachment.t()]
   def list do
-    case handle() do
-      {:ok, handle} -> Native.list(handle)
+    case NativeRegistry.handle() do
+      {:ok, handle} -> NativeRegistry.list(handle)
       :error -> GenServer.call(__MODULE__, :list, :infinity)
     end
   end
@@ -222,8 +220,8 @@ defmodule Codex.Files.Registry do
   """
   @spec metrics() :: map()
   def metrics do
-    case handle() do
-      {:ok, handle} -> metrics(handle)
+    case NativeRegistry.handle() do
+      {:ok, handle} -> NativeRegistry.metrics(handle)
       :error -> GenServer.call(__MODULE__, :metrics, :infinity)
     end
   end
@@ -236,8 +234,8 @@ defmodule Codex.Files.Registry do
   """
   @spec force_cleanup() :: :ok | {:error, term()}
   def force_cleanup do
-    case handle() do
-      {:ok, handle} -> exit_if_stopped(force_cleanup(handle))
+    case NativeRegistry.handle() do
+      {:ok, handle} -> exit_if_stopped(NativeRegistry.force_cleanup(handle))
       :error -> GenServer.call(__MODULE__, :force_cleanup, :infinity)
     end
   end
@@ -249,118 +247,15 @@ defmodule Codex.Files.Registry do
   """
   @spec reset(Path.t()) :: :ok | {:error, term()}
   def reset(dir) do
-    case handle() do
-      {:ok, handle} -> exit_if_stopped(reset(handle, dir))
+    case NativeRegistry.handle() do
+      {:ok, handle} -> exit_if_stopped(NativeRegistry.reset(handle, dir))
       :error -> GenServer.call(__MODULE__, {:reset, dir}, :infinity)
     end
   end
 
-  @doc false
-  # The native manifest of the default registry, if it runs and does its own file operations. Not
-  # through the process: a caller's work takes place in the caller.
-  @spec handle() :: {:ok, Native.handle()} | :error
-  def handle do
-    case :ets.lookup(@table, __MODULE__) do
-      [{_name, handle}] -> {:ok, handle}
-      [] -> :error
-    end
-  rescue
-    ArgumentError -> :error
-  end
-
-  @doc false
-  @spec metrics(Native.handle()) :: map() | {:error, term()}
-  def metrics(handle) do
-    with :miss <- Native.try_metrics(handle), do: Native.metrics(handle)
-  end
-
-  @doc false
-  @spec stage_file(Native.handle(), binary(), keyword()) ::
-          {:ok, Attachment.t()} | {:error, term()}
-  def stage_file(handle, path, opts) do
-    name = Keyword.fetch(opts, :name)
-    persist = Keyword.get(opts, :persist, false)
-
-    with {:ok, ttl_ms} <- Config.ttl_ms(opts),
-         miss when miss in [:new, :unclear] <-
-           Native.refresh_file(handle, path, name, persist, ttl_ms),
-         {:ok, dir} <- Config.staging_dir() do
-      attempt = &Native.stage_file(handle, dir, path, name, persist, ttl_ms, miss, &1)
-      finish(attempt, fn -> stage_file(handle, path, opts) end)
-    else
-      outcome -> Telemetry.staged(outcome)
-    end
-  end
-
-  ## The work, in the process of the caller
-
-  defp stage(handle, opts) do
-    case Native.refresh(handle, opts) do
-      :miss ->
-        with {:ok, dir} <- Config.staging_dir(),
-             do: finish(&Native.stage(handle, dir, opts, &1), fn -> stage(handle, opts) end)
-
-      {:error, {:invalid_option, key, path}} = error
-      when key in [:source_path, :destination_path] and is_list(path) ->
-        case Options.path_bytes(path) do
-          {:ok, bytes} -> stage(handle, %{opts | key => bytes})
-          :error -> error
-        end
-
-      outcome ->
-        Telemetry.staged(outcome)
-    end
-  end
-
-  # Whoever this caller waited for may have given up, or left it something to recognise. Then it
-  # begins `again`, with a new look.
-  defp finish(attempt, again) do
-    case await(attempt) do
-      :retry -> again.()
-      outcome -> Telemetry.staged(outcome)
-    end
-  end
-
-  # The result of a native function, which may come as a message with the reference that it is given.
-  # It is made where it is received: then the VM does not search what is in the mailbox already.
-  defp await(native) do
-    ref = make_ref()
-
-    case native.(ref) do
-      :wait ->
-        receive do
-          {^ref, result} -> result
-        end
-
-      result ->
-        result
-    end
-  end
-
-  defp force_cleanup(handle) do
-    case await(&Native.force_cleanup(handle, &1)) do
-      {:ok, {_cleaned, failed} = report} ->
-        Telemetry.cleaned(report)
-        cleanup_result(for {attachment, reason} <- failed, do: {attachment.path, reason})
-
-      {:error, _reason} = error ->
-        error
-    end
-  end
-
-  defp reset(handle, dir) do
-    case Options.path_bytes(dir) do
-      {:ok, bytes} -> await(&Native.reset(handle, bytes, &1))
-      :error -> {:error, {:invalid_option, :dir, dir}}
-    end
-  end
-
-  defp cleanup_result([]), do: :ok
-  defp cleanup_result(failed), do: {:error, {:cleanup_failed, failed}}
-
   # The registry was stopped in the middle: exits as a call to it would have done. Its workers give
   # the error to their callers instead.
-  defp exit_if_stopped({:error, :stopped}), do: exit({:stopped, {__MODULE__, :handle, []}})
+  defp exit_if_stopped({:error, :stopped}), do: exit({:stopped, {__MODULE__, :call, []}})
   defp exit_if_stopped(result), do: result
 
   ## The process
@@ -375,8 +270,7 @@ defmodule Codex.Files.Registry do
          {:ok, recognise?} <- Config.recognise_unchanged(),
          :ok <- check_native(),
          {:ok, table} <- ManifestTable.new(opts),
-         {handle, _adopted?} when is_reference(handle) <-
-           open_native(name, interval_ms, recognise?) do
+         {:ok, handle} <- open_native(name, interval_ms, recognise?) do
       # What dead registries left. In the background, before anything else that the thread does.
       with {:ok, dir} <- Config.staging_dir(), do: Native.purge(handle, dir)
       :ets.insert(table, {name, handle})
@@ -402,22 +296,23 @@ defmodule Codex.Files.Registry do
   # Whatever may take long is done by a worker, which the caller waits for and this process does
   # not.
   @impl true
-  def handle_call(:metrics, _from, state), do: {:reply, metrics(state.handle), state}
+  def handle_call(:metrics, _from, state),
+    do: {:reply, NativeRegistry.metrics(state.handle), state}
 
   # For `Codex.Files`, whose work a registry with a file module does by call.
   def handle_call(:handle, _from, %{handle: handle} = state), do: {:reply, {:ok, handle}, state}
 
   def handle_call(:list, from, %{handle: handle} = state),
-    do: {:noreply, start_worker(state, from, fn -> Native.list(handle) end)}
+    do: {:noreply, start_worker(state, from, fn -> NativeRegistry.list(handle) end)}
 
   def handle_call({:stage, opts}, from, %{handle: handle} = state),
-    do: {:noreply, start_worker(state, from, fn -> stage(handle, opts) end)}
+    do: {:noreply, start_worker(state, from, fn -> NativeRegistry.stage_at(handle, opts) end)}
 
   def handle_call(:force_cleanup, from, %{handle: handle} = state),
-    do: {:noreply, start_worker(state, from, fn -> force_cleanup(handle) end)}
+    do: {:noreply, start_worker(state, from, fn -> NativeRegistry.force_cleanup(handle) end)}
 
   def handle_call({:reset, dir}, from, %{handle: handle} = state),
-    do: {:noreply, start_worker(state, from, fn -> reset(handle, dir) end)}
+    do: {:noreply, start_worker(state, from, fn -> NativeRegistry.reset(handle, dir) end)}
 
   def handle_call(request, _from, state),
     do: {:reply, {:error, {:unknown_request, request}}, state}
@@ -443,7 +338,7 @@ defmodule Codex.Files.Registry do
 
   @impl true
   def terminate(reason, state) do
-    _ = if orderly?(reason), do: await(&Native.close(state.handle, &1))
+    _ = if orderly?(reason), do: NativeRegistry.stop(state.handle)
     :ok
   end
 

@@ -9,13 +9,16 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
-use codex_files::attachment::{Attachment, Outcome, Waiter};
-use codex_files::registry::{FileRequest, Miss, Observer, Options, Registry};
-use codex_files::staging_area::StagingDir;
-use codex_files::sweeper::{self, Command, Reply, Report};
+use codex_files::disk::staging_dir::StagingDir;
+use codex_files::registry::admission::Answer;
+use codex_files::registry::keeper::{self, Observer, Options};
+use codex_files::registry::remove::{self, Report};
+use codex_files::registry::reply::Reply;
+use codex_files::registry::stage_file::{self, Miss, StageFile};
+use codex_files::registry::{Attachment, Outcome, Registry, Waiter};
 use codex_files::time::Now;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use entries::{DAY, NOTHING, Samples, checksum, enter, file};
+use entries::{DAY, NOTHING, Samples, checksum, enter, file, sweep};
 
 /// What is in the manifest beside the entries that an operation is about.
 const SIZES: [usize; 3] = [1_000, 100_000, 1_000_000];
@@ -51,7 +54,7 @@ fn manifest(criterion: &mut Criterion) {
             bencher.iter(|| manifest.list());
         });
         group.bench_function("sweep, nothing due", |bencher| {
-            bencher.iter(|| sweeper::sweep(&manifest, Now::read(), |_| Ok(())));
+            bencher.iter(|| sweep(&manifest));
         });
         // Removed again outside of the measurement: the size stays.
         let mut number = size;
@@ -64,7 +67,7 @@ fn manifest(criterion: &mut Criterion) {
                 |file| enter(&manifest, &file, NOTHING),
                 BatchSize::NumIterations(DUE as u64),
             );
-            sweeper::sweep(&manifest, Now::read(), |_| Ok(()));
+            sweep(&manifest);
         });
         group.throughput(Throughput::Elements(DUE as u64));
         group.bench_function(BenchmarkId::new("sweep", DUE), |bencher| {
@@ -74,7 +77,7 @@ fn manifest(criterion: &mut Criterion) {
                         enter(&manifest, &file(number), NOTHING);
                     }
                 },
-                |()| sweeper::sweep(&manifest, Now::read(), |_| Ok(())),
+                |()| sweep(&manifest),
                 BatchSize::PerIteration,
             );
         });
@@ -89,7 +92,7 @@ fn disk(criterion: &mut Criterion) {
 
     let mut group = criterion.benchmark_group("disk");
     let registry = registry();
-    let request = |source: PathBuf, retention| FileRequest {
+    let request = |source: PathBuf, retention| StageFile {
         name: b"source.bin".as_slice().into(),
         source,
         retention,
@@ -149,9 +152,12 @@ fn disk(criterion: &mut Criterion) {
     group.finish();
 
     let (reply, ended) = mpsc::channel();
-    registry.end(Reply::new(move |_| {
-        let _ = reply.send(());
-    }));
+    keeper::stop(
+        &registry,
+        Reply::new(move |_| {
+            let _ = reply.send(());
+        }),
+    );
     ended.recv().expect("the cleanup thread replies");
 }
 
@@ -159,18 +165,18 @@ fn registry() -> Arc<Registry> {
     struct Nobody;
     impl Observer for Nobody {
         fn cleaned(&self, _report: Report) {}
-        fn ended(&self) {}
+        fn stopped(&self) {}
     }
-    Registry::start(Options {
+    keeper::start(Options {
         cleanup_interval: Duration::from_secs(3_600),
         orphan_grace: Duration::from_secs(60),
         recognise_unchanged: true,
-        observer: Box::new(Nobody),
+        observer: Arc::new(Nobody),
     })
     .expect("a thread can be had")
 }
 
-fn stage_file(registry: &Arc<Registry>, request: &FileRequest) -> Attachment {
+fn stage_file(registry: &Arc<Registry>, request: &StageFile) -> Attachment {
     let (sender, answer) = mpsc::channel();
     let waiter = || {
         let sender = sender.clone();
@@ -178,20 +184,24 @@ fn stage_file(registry: &Arc<Registry>, request: &FileRequest) -> Attachment {
             let _ = sender.send(outcome);
         })
     };
-    let outcome = registry
-        .stage_file(request, Miss::Unclear, &waiter)
-        .unwrap_or_else(|| answer.recv().expect("a waiter is answered"));
+    let outcome = match stage_file::stage_file(registry, request, Miss::Unseen, &waiter) {
+        Answer::Now(outcome) => outcome,
+        Answer::ByWaiter => answer.recv().expect("a waiter is answered"),
+    };
     match outcome {
         Outcome::Staged { attachment, .. } => attachment,
         outcome => panic!("could not stage {}: {outcome:?}", request.source.display()),
     }
 }
 
-fn cleanup(registry: &Registry) {
+fn cleanup(registry: &Arc<Registry>) {
     let (reply, cleaned) = mpsc::channel();
-    registry.command(Command::Cleanup(Reply::new(move |report| {
-        let _ = reply.send(report);
-    })));
+    remove::cleanup(
+        registry,
+        Reply::new(move |report| {
+            let _ = reply.send(report);
+        }),
+    );
     cleaned
         .recv()
         .expect("the cleanup thread replies")

@@ -13,12 +13,11 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::{Duration, Instant};
 
 use codex_files::checksum::Checksum;
-use codex_files::disk::Fingerprint;
+use codex_files::disk::file_id::Fingerprint;
 use codex_files::manifest::attachment::File;
 use codex_files::recognition::{Likeness, Recognition};
-use codex_files::sweeper;
 use codex_files::time::Now;
-use entries::{DAY, Handle, NOTHING, Samples, checksum, enter, file, scramble};
+use entries::{DAY, Handle, NOTHING, Samples, checksum, enter, file, scramble, sweep};
 use nix::sys::stat::FileStat;
 use once_cell::sync::Lazy;
 
@@ -133,7 +132,7 @@ fn measure(entries: usize) {
     });
     repeat(entries, "sweep of nothing", BATCH, || {
         for _ in 0..BATCH {
-            black_box(sweeper::sweep(&manifest, Now::read(), |_| Ok(())));
+            black_box(sweep(&manifest));
         }
     });
     let sweeps: Vec<_> = (0..REPETITIONS)
@@ -142,8 +141,7 @@ fn measure(entries: usize) {
                 enter(&manifest, &file(number), NOTHING);
             }
             let start = Instant::now();
-            let report = sweeper::sweep(&manifest, Now::read(), |_| Ok(()));
-            assert_eq!(report.cleaned.len(), BATCH);
+            assert_eq!(sweep(&manifest), BATCH);
             start.elapsed() / u32::try_from(BATCH).expect("a batch is small")
         })
         .collect();

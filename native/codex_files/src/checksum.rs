@@ -10,6 +10,15 @@ pub type Checksum = Arc<[u8]>;
 /// A SHA-256 digest.
 pub type Sha256Digest = [u8; 32];
 
+/// What has been read, or written, of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// Its digest.
+    pub digest: Sha256Digest,
+    /// Bytes.
+    pub size: u64,
+}
+
 /// The digest of a content in memory.
 pub(crate) fn digest(content: &[u8]) -> Sha256Digest {
     Sha256::digest(content).into()

@@ -62,9 +62,6 @@ pub enum Error {
     /// A bug of this library, contained.
     #[error("native code panicked: {0}")]
     Panic(Arc<str>),
-    /// The reason of a file module of the host, as an opaque encoded term.
-    #[error("the file module failed")]
-    FileModule(Arc<[u8]>),
 }
 
 impl Error {

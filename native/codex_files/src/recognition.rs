@@ -7,7 +7,6 @@
 //! A file is remembered as long as its copy is staged: to know the checksum of one that has to be copied
 //! again is of no use.
 
-use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -15,9 +14,9 @@ use foldhash::{HashMap, HashMapExt};
 use parking_lot::Mutex;
 
 use crate::checksum;
-use crate::disk::Fingerprint;
+use crate::disk::file_id::Fingerprint;
 use crate::error::Error;
-use crate::manifest::waiting::{Outcome, Waiter};
+use crate::manifest::waiting::{Outcome, UnderWay, Waiter};
 
 /// What is remembered is in so many parts, each with a lock of its own: a part is small enough to be
 /// gone through while somebody waits for it.
@@ -47,7 +46,7 @@ pub struct Recognition<F> {
     /// How many files have been removed since what is remembered of such ones was last forgotten.
     removed: AtomicUsize,
     /// The files that are being copied, and who waits until each can be recognised.
-    copying: Mutex<HashMap<Fingerprint, Vec<Waiter<Arc<F>>>>>,
+    copying: Mutex<UnderWay<Fingerprint, Waiter<Arc<F>>>>,
 }
 
 /// The right to copy a file. Dropped, it is given back, and all who wait ask again.
@@ -55,22 +54,12 @@ pub struct Recognition<F> {
 pub(crate) struct Copying<'a, F> {
     recognition: &'a Recognition<F>,
     seen: Fingerprint,
-    /// Not given back yet: the next one's is not ours to give back.
-    out: bool,
 }
 
 impl<F> Copying<'_, F> {
-    fn give_back(&mut self) -> Vec<Waiter<Arc<F>>> {
-        if !std::mem::take(&mut self.out) {
-            return Vec::new();
-        }
-        let mut copying = self.recognition.copying.lock();
-        copying.remove(&self.seen).unwrap_or_default()
-    }
-
     /// The error goes to all who wait.
-    pub(crate) fn fail(mut self, error: &Error) {
-        for waiter in self.give_back() {
+    pub(crate) fn fail(self, error: &Error) {
+        for waiter in self.recognition.copying.lock().take_waiting_for(&self.seen) {
             waiter.answer(Outcome::Failed(error.clone()));
         }
     }
@@ -78,7 +67,9 @@ impl<F> Copying<'_, F> {
 
 impl<F> Drop for Copying<'_, F> {
     fn drop(&mut self) {
-        drop(self.give_back());
+        let waiting = self.recognition.copying.lock().end(&self.seen);
+        // Without the lock.
+        drop(waiting);
     }
 }
 
@@ -100,28 +91,22 @@ impl<F> Recognition<F> {
         seen: Fingerprint,
         waiter: &mut Option<Waiter<Arc<F>>>,
     ) -> Option<Copying<'_, F>> {
-        match self.copying.lock().entry(seen) {
-            Entry::Occupied(mut at_it) => {
-                at_it.get_mut().extend(waiter.take());
-                None
-            }
-            Entry::Vacant(nobody) => {
-                nobody.insert(Vec::new());
-                Some(Copying {
-                    recognition: self,
-                    seen,
-                    out: true,
-                })
-            }
+        let mut copying = self.copying.lock();
+        if let Some(waiting) = copying.queue(&seen) {
+            waiting.extend(waiter.take());
+            return None;
         }
+        copying.begin(seen, Vec::new());
+        drop(copying);
+        Some(Copying {
+            recognition: self,
+            seen,
+        })
     }
 
     /// Has those who wait ask again.
-    pub(crate) fn call_off(&self) {
-        let waiting: Vec<_> = {
-            let mut copying = self.copying.lock();
-            copying.values_mut().map(std::mem::take).collect()
-        };
+    pub(crate) fn stop(&self) {
+        let waiting = self.copying.lock().take_waiting();
         // Without the lock.
         drop(waiting);
     }
@@ -153,14 +138,14 @@ impl<F> Recognition<F> {
     }
 
     /// To be told of each staged file that is removed.
-    pub(crate) fn one_was_removed(&self) {
+    pub fn one_was_removed(&self) {
         self.removed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Forgets the sources of removed files, if there may be many.
-    pub(crate) fn forget_removed(&self) {
+    pub fn forget_removed(&self) {
         let removed = self.removed.load(Ordering::Relaxed);
-        if removed == 0 || removed < self.len() / 4 {
+        if removed == 0 || removed < self.remembered() / 4 {
             return;
         }
         self.removed.fetch_sub(removed, Ordering::Relaxed);
@@ -169,7 +154,9 @@ impl<F> Recognition<F> {
         }
     }
 
-    fn len(&self) -> usize {
+    /// How many sources are remembered.
+    #[must_use]
+    pub fn remembered(&self) -> usize {
         self.parts.iter().map(|part| part.lock().len()).sum()
     }
 
@@ -199,100 +186,4 @@ fn sign(seen: &Fingerprint, likeness: Likeness) -> Sign {
     let numbers = [dev, ino, size, mtime, ctime, likeness as u64];
     let digest = checksum::digest(numbers.map(u64::to_ne_bytes).as_flattened());
     std::array::from_fn(|index| digest[index])
-}
-
-#[cfg(test)]
-mod tests {
-    use nix::sys::stat::FileStat;
-    use once_cell::sync::Lazy;
-
-    use super::*;
-
-    /// Of a file that has nothing in common with those of other numbers but its size.
-    fn fingerprint(number: usize) -> Fingerprint {
-        static LOOK: Lazy<FileStat> = Lazy::new(|| nix::sys::stat::stat("/").expect("it is there"));
-        let mut stat = *LOOK;
-        stat.st_ino = number as _;
-        Fingerprint::of(&stat)
-    }
-
-    /// How many of the sources of these numbers are recognised as being the file's that `file` gives.
-    fn recognised(
-        recognition: &Recognition<usize>,
-        sources: std::ops::Range<usize>,
-        file: impl Fn(usize) -> usize,
-    ) -> usize {
-        let found = sources.filter(|&number| {
-            let found = recognition.find(&fingerprint(number), Likeness::Proof);
-            assert!(found.as_ref().is_none_or(|found| **found == file(number)));
-            found.is_some()
-        });
-        found.count()
-    }
-
-    #[test]
-    fn as_many_files_are_recognised_as_are_staged() {
-        let recognition = Recognition::default();
-        let mut staged = Vec::new();
-        for number in 0..100_000 {
-            let file = Arc::new(number);
-            staged.push(file.clone());
-            recognition.remember(&fingerprint(number), Likeness::Proof, &file, || number);
-        }
-        let found = recognised(&recognition, 0..100_000, |number| number);
-        assert_eq!(found, 100_000);
-        // Half as many are copies of others.
-        for (number, file) in staged.iter().take(50_000).enumerate() {
-            let seen = fingerprint(100_000 + number);
-            recognition.remember(&seen, Likeness::Proof, file, || 100_000);
-        }
-        let found = recognised(&recognition, 0..150_000, |number| number % 100_000);
-        assert_eq!(found, 150_000);
-    }
-
-    #[test]
-    fn however_many_sources_one_content_has_only_some_are_remembered() {
-        let recognition = Recognition::default();
-        let file = Arc::new(0);
-        for number in 0..200_000 {
-            recognition.remember(&fingerprint(number), Likeness::Proof, &file, || 1);
-        }
-        let all = recognised(&recognition, 0..200_000, |_| 0);
-        assert!((40_000..150_000).contains(&all), "{all}");
-        assert_eq!(recognition.len(), all);
-    }
-
-    #[test]
-    fn the_sources_of_removed_files_are_forgotten() {
-        let recognition = Recognition::default();
-        let kept = Arc::new(0);
-        recognition.remember(&fingerprint(0), Likeness::Proof, &kept, || 1);
-        for number in 1..10_000 {
-            let file = Arc::new(number);
-            recognition.remember(&fingerprint(number), Likeness::Proof, &file, || 1);
-            drop(file);
-            assert!(
-                recognition
-                    .find(&fingerprint(number), Likeness::Proof)
-                    .is_none()
-            );
-            recognition.one_was_removed();
-            recognition.forget_removed();
-            // Some are, so that not every removal has to go through all of them.
-            assert!(recognition.len() <= 20, "{}", recognition.len());
-        }
-        assert_eq!(recognised(&recognition, 0..10_000, |number| number), 1);
-    }
-
-    #[test]
-    fn a_hint_is_no_proof() {
-        let recognition = Recognition::default();
-        let file = Arc::new(0);
-        recognition.remember(&fingerprint(1), Likeness::Hint, &file, || 1);
-        recognition.remember(&fingerprint(2), Likeness::Proof, &file, || 1);
-        let found = |number, likeness| recognition.find(&fingerprint(number), likeness).is_some();
-        assert!(found(1, Likeness::Hint) && !found(1, Likeness::Proof));
-        assert!(found(2, Likeness::Proof) && !found(2, Likeness::Hint));
-        assert!(!found(3, Likeness::Hint) && !found(3, Likeness::Proof));
-    }
 }

@@ -31,7 +31,7 @@ impl Now {
 
 /// The instant of the monotonic clock, in nanoseconds, from which an attachment has expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Deadline(pub(crate) u64);
+pub struct Deadline(pub u64);
 
 impl Deadline {
     /// Later than every reading of the clock.

@@ -11,7 +11,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;
 
-use codex_files::registry::Miss;
+use codex_files::registry::admission::Answer;
+use codex_files::registry::stage_file::{self, Miss};
 use common::*;
 
 /// Counts the allocations of each thread.
@@ -71,20 +72,18 @@ fn a_small_file_takes_no_more_allocations_than_these() {
     let mut new: Vec<_> = requests
         .iter()
         .map(|request| {
-            let stage = || {
-                lab.registry
-                    .stage_file(request, Miss::New, &|| unreachable!())
-            };
+            let stage =
+                || stage_file::stage_file(&lab.registry, request, Miss::New, &|| unreachable!());
             let (outcome, count) = allocations(stage);
-            copied(outcome.unwrap());
+            let Answer::Now(outcome) = outcome else {
+                panic!("a small file is staged at once");
+            };
+            copied(outcome);
             count
         })
         .collect();
     let unchanged = requests.iter().map(|request| {
-        let refresh = || {
-            lab.registry
-                .refresh_file(&request.source, request.retention)
-        };
+        let refresh = || stage_file::refresh(&lab.registry, &request.source, request.retention);
         let (attachment, count) = allocations(refresh);
         attachment.unwrap();
         count

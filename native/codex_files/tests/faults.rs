@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use codex_files::attachment::Outcome;
 use codex_files::checksum::Checksum;
-use codex_files::disk::INLINE_LIMIT;
+use codex_files::disk::source::INLINE_LIMIT;
 use codex_files::error::Error;
 use codex_files::fault::{self, Failure, Plan};
+use codex_files::registry::Outcome;
 use common::*;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -218,7 +218,7 @@ impl Scene {
         }
         let attachments = lab.attachments();
         assert_eq!(
-            lab.registry.metrics().totals,
+            lab.registry.manifest().metrics().totals,
             totals(&attachments),
             "{}",
             about()
@@ -558,7 +558,7 @@ fn fail_to_remove(removing: Removing, plan: Plan, call: &str) {
     let about = || format!("{removing:?} under {plan:?} at {call}: {calls:?}, {failed:?}");
     let listed = lab.attachments();
     assert_eq!(
-        lab.registry.metrics().totals,
+        lab.registry.manifest().metrics().totals,
         totals(&listed),
         "{}",
         about()

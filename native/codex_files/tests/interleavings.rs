@@ -13,9 +13,9 @@ use codex_files::checksum::Checksum;
 use codex_files::error::{Error, Result};
 use codex_files::manifest::attachment::File;
 use codex_files::manifest::waiting::{Origin, Outcome, Waiter};
-use codex_files::manifest::{Admission, ExpiryCursor, Manifest, Totals};
+use codex_files::manifest::{Admission, ExpiryCursor, Later, Manifest, Removal, Totals};
+use codex_files::registry::remove::{RemoveAll, Removed, Sweep, remove_one};
 use codex_files::retention::{Retention, Ttl};
-use codex_files::sweeper::{self, Removed};
 use codex_files::time::Now;
 use shuttle::sync::{Mutex, mpsc};
 use shuttle::thread;
@@ -217,23 +217,56 @@ impl World {
     }
 
     fn sweep(&self) -> Removed<Staged> {
-        sweeper::sweep(&self.manifest, NOW, |file| {
+        self.sweep_by(|file| {
             self.remove(file);
             Ok(())
         })
     }
 
-    fn reset(&self) {
-        let failures = sweeper::remove_all(&self.manifest, |file| {
+    fn sweep_by(&self, remove: impl Fn(&Staged) -> Result<()>) -> Removed<Staged> {
+        let mut sweep = Sweep::default();
+        let mut whole = Removed::default();
+        while let Some(mut part) = sweep.batch(&self.manifest, NOW, &remove) {
+            whole.cleaned.append(&mut part.cleaned);
+            whole.failed.append(&mut part.failed);
+        }
+        whole
+    }
+
+    fn commit_removal(&self, removal: Removal<Staged>) {
+        let removed = remove_one(removal, |file| {
             self.remove(file);
             Ok(())
         });
-        assert!(failures.is_empty());
+        assert!(removed.is_ok());
+    }
+
+    /// Removes everything, and waits for what somebody is at work on.
+    fn reset(&self) {
+        let (sender, receiver) = mpsc::channel();
+        let later = || -> Option<Later<Staged>> {
+            let sender = sender.clone();
+            Some(Box::new(move |removal| {
+                sender.send(removal).expect("somebody waits for it");
+            }))
+        };
+        let mut all = RemoveAll::default();
+        while all.batch(&self.manifest, later, |removal| {
+            self.commit_removal(removal)
+        }) {}
+        drop(sender);
+        while let Ok(removal) = receiver.recv() {
+            removal
+                .into_iter()
+                .for_each(|removal| self.commit_removal(removal));
+        }
     }
 
     fn stop(&self) {
         self.manifest.stop();
-        self.reset();
+        let mut all = RemoveAll::default();
+        let remove = |removal| self.commit_removal(removal);
+        while all.batch(&self.manifest, || None, remove) {}
     }
 
     fn listed(&self) -> Vec<Staged> {
@@ -273,8 +306,9 @@ impl World {
         );
         // No ticket is out any more: all that is listed can be claimed.
         drop(disk);
-        let claimed = self.manifest.claim_files(&listed, || None);
-        assert_eq!(claimed.len(), listed.len(), "a ticket was never given back");
+        let all: Vec<_> = self.manifest.list().iter().cloned().collect();
+        let claimed = self.manifest.claim(&all, || None);
+        assert_eq!(claimed.len(), all.len(), "a ticket was never given back");
     }
 }
 
@@ -441,7 +475,7 @@ fn a_removal_that_fails_leaves_the_file_to_those_who_wait() {
         let before = world.copies.load(Ordering::SeqCst);
         at_once!(world:
             {
-                let report = sweeper::sweep(&world.manifest, NOW, |_| {
+                let report = world.sweep_by(|_| {
                     thread::yield_now();
                     Err(Error::Panic("of the removal".into()))
                 });
@@ -540,6 +574,47 @@ fn a_reset_during_a_sweep_and_a_staging_leaves_what_is_listed() {
             },
             {
                 world.stage("a", LONG, Copying::Fails);
+            },
+        );
+        world.check_end();
+    });
+}
+
+/// What is put in place of a lost file is the same entry: a reset that began before removes it.
+#[test]
+fn a_reset_waits_for_the_work_on_an_entry_and_removes_it() {
+    explore(|| {
+        let world = World::with_expired("a");
+        let lost = world.manifest.lookup(b"a").unwrap();
+        world.remove(&lost);
+        let Ok(Admission::Lead(staging)) = world.admit("a", LONG, Some(&lost)).0 else {
+            panic!("its file is lost");
+        };
+        let staging = Arc::new(Mutex::new(Some(staging)));
+        at_once!(world:
+            world.reset(),
+            {
+                let staging = staging.lock().unwrap().take().unwrap();
+                let file = world.copy("a");
+                staging.commit(&file, NOW).unwrap();
+            },
+        );
+        assert!(world.listed().is_empty(), "an entry that a reset has left");
+        world.check_end();
+    });
+}
+
+/// Whoever comes after a reset that waits neither overtakes it nor waits for ever.
+#[test]
+fn who_stages_while_a_reset_waits_is_answered() {
+    explore(|| {
+        let world = World::with_expired("a");
+        at_once!(world:
+            world.sweep_by(|_| Err(Error::Panic("of the removal".into()))),
+            world.reset(),
+            world.reset(),
+            {
+                world.stage("a", LONG, Copying::Succeeds);
             },
         );
         world.check_end();

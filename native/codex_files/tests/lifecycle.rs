@@ -11,13 +11,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use codex_files::attachment::{Outcome, Waiter};
-use codex_files::checksum::{self, Checksum};
-use codex_files::disk;
+use codex_files::disk::source::INLINE_LIMIT;
 use codex_files::error::Error;
 use codex_files::manifest::{Admission, Manifest};
-use codex_files::registry::{Miss, Observer, Options, Registry};
-use codex_files::sweeper::{Command, Reply, Report};
+use codex_files::registry::admission::Answer;
+use codex_files::registry::keeper::{self, Observer, Options};
+use codex_files::registry::remove::{self, Report};
+use codex_files::registry::reply::Reply;
+use codex_files::registry::stage_file::{self, Miss};
+use codex_files::registry::{Outcome, Waiter};
+use codex_files::registry::{Registry, stage_at};
 use common::*;
 
 #[derive(Clone, Default)]
@@ -39,7 +42,7 @@ impl Observer for Heard {
         assert!(!self.panics, "an observer that panics");
     }
 
-    fn ended(&self) {
+    fn stopped(&self) {
         self.ended.store(true, Ordering::SeqCst);
     }
 }
@@ -48,11 +51,11 @@ const LONG: Duration = Duration::from_secs(86_400);
 
 fn lab_with(cleanup_interval: Duration, orphan_grace: Duration, heard: &Heard) -> Lab {
     let mut lab = Lab::new();
-    lab.registry = Registry::start(Options {
+    lab.registry = keeper::start(Options {
         cleanup_interval,
         orphan_grace,
         recognise_unchanged: true,
-        observer: Box::new(heard.clone()),
+        observer: Arc::new(heard.clone()),
     })
     .unwrap();
     lab
@@ -77,7 +80,7 @@ fn what_has_expired_is_cleaned_up_at_every_interval() {
         assert_eq!(lab.attachments().len(), 1);
     }
     // From now on only once in a day.
-    lab.registry.command(Command::Interval(LONG));
+    keeper::set_cleanup_interval(&lab.registry, LONG);
     cleanup(&lab.registry);
     let before = heard.cleanups.load(Ordering::SeqCst);
     lab.retention = EXPIRED;
@@ -98,8 +101,7 @@ fn a_cleanup_of_many_files_is_told_of_in_parts() {
     for number in 0..FILES {
         staged(lab.stage_file(&lab.source("source", &number.to_le_bytes())));
     }
-    lab.registry
-        .command(Command::Interval(Duration::from_millis(1)));
+    keeper::set_cleanup_interval(&lab.registry, Duration::from_millis(1));
     // Each part is told of, even if those who hear of another fail.
     eventually("all are cleaned up", || {
         heard.cleaned.load(Ordering::SeqCst) == FILES
@@ -112,8 +114,8 @@ fn p11_an_abandoned_registry_lives_on_in_a_successor() {
     let heard = Heard::default();
     let mut lab = lab_with(LONG, LONG, &heard);
     for number in 0..3_u8 {
-        let owner = lab.registry.adopt().unwrap();
-        lab.registry.abandon(owner);
+        let keeper = keeper::adopt(&lab.registry).unwrap();
+        keeper::abandon(&lab.registry, keeper);
         // Callers do not need its process.
         staged(lab.stage_file(&lab.source("source", &[number])));
     }
@@ -129,12 +131,12 @@ fn p11_an_adopted_registry_does_not_end_when_its_grace_would_have() {
     // Longer than it takes to find a successor.
     let grace = Duration::from_millis(500);
     let lab = lab_with(LONG, grace, &heard);
-    let owner = lab.registry.adopt().unwrap();
+    let keeper = keeper::adopt(&lab.registry).unwrap();
     staged(lab.stage_file(&lab.source("source", b"content")));
-    lab.registry.abandon(owner);
-    lab.registry.adopt().unwrap();
+    keeper::abandon(&lab.registry, keeper);
+    keeper::adopt(&lab.registry).unwrap();
     // The word that the first has gone may come late, or twice.
-    lab.registry.abandon(owner);
+    keeper::abandon(&lab.registry, keeper);
     let later = Instant::now() + 3 * grace;
     eventually("the grace is over", || Instant::now() > later);
     assert_eq!(cleanup(&lab.registry).cleaned.len(), 0);
@@ -147,7 +149,7 @@ fn p11_an_adopted_registry_does_not_end_when_its_grace_would_have() {
 #[test]
 fn p11_whoever_waits_for_one_that_was_killed_is_told_to_ask_again() {
     let manifest = Manifest::new();
-    let key: Checksum = b"key".as_slice().into();
+    let key: codex_files::checksum::Checksum = b"key".as_slice().into();
     let (sender, receiver) = mpsc::channel();
     let admit = || {
         let sender = sender.clone();
@@ -176,11 +178,14 @@ fn p11_whoever_waits_for_one_that_was_killed_is_told_to_ask_again() {
 fn p11_an_abandoned_registry_without_a_successor_ends_and_leaves_nothing() {
     let heard = Heard::default();
     let lab = lab_with(LONG, Duration::from_millis(200), &heard);
-    let owner = lab.registry.adopt().unwrap();
+    let keeper = keeper::adopt(&lab.registry).unwrap();
     staged(lab.stage_file(&lab.source("source", b"content")));
-    lab.registry.abandon(owner);
+    keeper::abandon(&lab.registry, keeper);
     eventually("it ends", || heard.ended.load(Ordering::SeqCst));
-    assert!(lab.registry.adopt().is_none(), "it has ended for good");
+    assert!(
+        keeper::adopt(&lab.registry).is_none(),
+        "it has ended for good"
+    );
     assert!(lab.attachments().is_empty());
     assert!(tree(&lab.staging_path()).is_empty());
     let error = failed(lab.stage_file(&lab.source("source", b"content")));
@@ -204,15 +209,11 @@ fn whoever_commands_a_registry_that_ends_is_answered() {
             let sender = sender.clone();
             move |ok: bool| sender.send(ok).unwrap()
         };
-        let command = |registry: &Registry| {
+        let command = |registry: &Arc<Registry>| {
             let (one, two) = (answer(), answer());
-            registry.command(Command::Cleanup(Reply::new(move |result| {
-                one(result.is_ok());
-            })));
-            registry.command(Command::Reset(
-                lab.staging_path(),
-                Reply::new(move |result| two(result.is_ok())),
-            ));
+            remove::cleanup(registry, Reply::new(move |result| one(result.is_ok())));
+            let reply = Reply::new(move |result| two(result.is_ok()));
+            remove::reset(registry, lab.staging_path(), reply);
         };
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -221,8 +222,7 @@ fn whoever_commands_a_registry_that_ends_is_answered() {
                 }
             });
             let end = answer();
-            lab.registry
-                .end(Reply::new(move |result| end(result.is_ok())));
+            keeper::stop(&lab.registry, Reply::new(move |result| end(result.is_ok())));
             for _ in 0..5 {
                 command(&lab.registry);
             }
@@ -234,9 +234,12 @@ fn whoever_commands_a_registry_that_ends_is_answered() {
         assert!(receiver.recv().is_err(), "nobody is answered twice");
         // And after the end as well.
         let (sender, receiver) = mpsc::channel();
-        lab.registry.end(Reply::new(move |result| {
-            sender.send(result.is_err()).unwrap();
-        }));
+        keeper::stop(
+            &lab.registry,
+            Reply::new(move |result| {
+                sender.send(result.is_err()).unwrap();
+            }),
+        );
         assert!(receiver.recv_timeout(PATIENCE).expect("nobody hangs"));
     }
 }
@@ -304,12 +307,14 @@ fn a_copy_that_is_under_way_at_the_end_is_given_up_and_leaves_nothing() {
         let sender = sender.clone();
         Waiter::new(move |outcome| sender.send(outcome).unwrap())
     };
-    assert!(
-        lab.registry
-            .stage_file(&request, Miss::New, &waiter)
-            .is_none()
-    );
-    assert!(lab.registry.stage(&elsewhere, &waiter).is_none());
+    assert!(matches!(
+        stage_file::stage_file(&lab.registry, &request, Miss::New, &waiter),
+        Answer::ByWaiter
+    ));
+    assert!(matches!(
+        stage_at::stage_at(&lab.registry, &elsewhere, &waiter),
+        Answer::ByWaiter
+    ));
     eventually("both copy", || {
         destination.parent().is_some_and(|dir| dir.exists())
             && tree(&lab.staging_path())
@@ -332,10 +337,8 @@ fn a_copy_that_is_under_way_at_the_end_is_given_up_and_leaves_nothing() {
 #[test]
 fn p15_large_copies_of_what_somebody_else_is_at_keep_no_copier() {
     let lab = Lab::new();
-    let content = vec![7; disk::INLINE_LIMIT + 1];
-    let first = lab.source("large", &content);
-    let (digest, _) = disk::digest_of_file(&first).unwrap();
-    let key: Checksum = checksum::hex(&digest).into_bytes().into();
+    let content = vec![7; INLINE_LIMIT + 1];
+    let key = key(&content);
     let nobody = || Waiter::new(drop);
     let admission = lab.registry.manifest().admit(&key, KEPT, None, nobody);
     let Ok(Admission::Lead(staging)) = admission else {
@@ -346,15 +349,15 @@ fn p15_large_copies_of_what_somebody_else_is_at_keep_no_copier() {
         let source = lab.source(&format!("large {number}"), &content);
         let request = lab.file_request(&source, OsStr::new("large"));
         let sender = sender.clone();
-        let answer = lab.registry.stage_file(&request, Miss::New, &|| {
+        let answer = stage_file::stage_file(&lab.registry, &request, Miss::New, &|| {
             let sender = sender.clone();
             Waiter::new(move |outcome| {
                 let _ = sender.send(outcome);
             })
         });
-        assert!(answer.is_none(), "it is for a copier");
+        assert!(matches!(answer, Answer::ByWaiter), "it is for a copier");
     }
-    staged(lab.stage_file(&lab.source("other", &vec![8; disk::INLINE_LIMIT + 1])));
+    staged(lab.stage_file(&lab.source("other", &vec![8; INLINE_LIMIT + 1])));
     assert!(receiver.try_recv().is_err(), "the ticket is still out");
     drop(staging);
     for _ in 0..4 {
@@ -380,14 +383,14 @@ fn p15_more_large_copies_than_copiers_come_to_an_end() {
             let sender = sender.clone();
             Waiter::new(move |outcome| sender.send(outcome).unwrap())
         };
-        match lab.registry.stage_file(&request, Miss::New, &make_waiter) {
-            None => waiting += 1,
-            Some(outcome) => drop(staged(outcome)),
+        match stage_file::stage_file(&lab.registry, &request, Miss::New, &make_waiter) {
+            Answer::ByWaiter => waiting += 1,
+            Answer::Now(outcome) => drop(staged(outcome)),
         }
     }
     // Small stagings and looks go on beside them.
     staged(lab.stage_file(&lab.source("small", b"small")));
-    assert!(lab.registry.metrics().totals.expirable_count >= 1);
+    assert!(lab.registry.manifest().metrics().totals.expirable_count >= 1);
     for _ in 0..waiting {
         let outcome = receiver.recv_timeout(PATIENCE).expect("nobody hangs");
         assert_whole(&staged(outcome));
@@ -427,23 +430,24 @@ fn p18_an_answer_that_panics_ends_no_thread() {
     let mut lab = Lab::new();
     lab.retention = EXPIRED;
     for round in 0..4_u8 {
-        lab.registry
-            .command(Command::Cleanup(Reply::new(|_| panic!("a cleanup's"))));
+        remove::cleanup(&lab.registry, Reply::new(|_| panic!("a cleanup's")));
         let reset = Reply::new(|_| panic!("a reset's"));
-        lab.registry
-            .command(Command::Reset(lab.root.clone(), reset));
+        remove::reset(&lab.registry, lab.root.clone(), reset);
         // The copiers are as many as there are cores, or fewer.
-        let content = vec![round; disk::INLINE_LIMIT + 1];
+        let content = vec![round; INLINE_LIMIT + 1];
         let source = lab.source(&format!("large {round}"), &content);
         let request = lab.file_request(&source, OsStr::new("large"));
-        let answer = lab
-            .registry
-            .stage_file(&request, Miss::New, &|| Waiter::new(|_| panic!("a copy's")));
-        assert!(answer.is_none(), "it comes later, and panics");
+        let answer = stage_file::stage_file(&lab.registry, &request, Miss::New, &|| {
+            Waiter::new(|_| panic!("a copy's"))
+        });
+        assert!(
+            matches!(answer, Answer::ByWaiter),
+            "it comes later, and panics"
+        );
     }
     // Behind all of those, whose resets would take what is staged next.
     cleanup(&lab.registry);
-    let large = lab.source("other", &vec![9; disk::INLINE_LIMIT + 1]);
+    let large = lab.source("other", &vec![9; INLINE_LIMIT + 1]);
     staged(lab.stage_file(&large));
     assert!(!cleanup(&lab.registry).cleaned.is_empty());
     lab.assert_consistent();

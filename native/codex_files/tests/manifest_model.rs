@@ -16,8 +16,8 @@ use codex_files::manifest::waiting::{Origin, Outcome, Waiter};
 use codex_files::manifest::{
     Admission, ExpiryCursor, Later, Manifest, Metrics, Removal, Staging, Totals,
 };
+use codex_files::registry::remove::{self, RemoveAll, Removed, remove_one};
 use codex_files::retention::{Retention, Ttl};
-use codex_files::sweeper;
 use codex_files::time::Now;
 use proptest::prelude::*;
 
@@ -713,9 +713,16 @@ impl Run {
 
     fn claim_all(&mut self, wait: bool) {
         let entries: Vec<_> = self.model.entries.clone();
-        let files: Vec<_> = entries.iter().map(|entry| entry.file.clone()).collect();
+        let all: Vec<_> = self.manifest.list().iter().cloned().collect();
+        // In the order of the listing: so they are claimed, and so they wait.
+        let place = |key: u8| {
+            all.iter()
+                .position(|there| key_of(&there.file.checksum) == key)
+        };
+        let mut entries = entries;
+        entries.sort_by_key(|entry| place(entry.key()));
         let first = self.callers;
-        let claimed = self.manifest.claim_files(&files, || {
+        let claimed = self.manifest.claim(&all, || {
             let who = self.callers;
             self.callers += 1;
             let given = self.given.clone();
@@ -819,11 +826,17 @@ impl Run {
         } else {
             self.model.due(self.now)
         };
-        let report = sweeper::sweep(&self.manifest, self.now, |file| {
+        let mut report = Removed::default();
+        let mut sweep = remove::Sweep::default();
+        let remove = |file: &Staged| {
             // Its ticket is out: nobody can stage it meanwhile.
             assert!(self.manifest.lookup(&file.checksum).is_none());
-            remove(file, failing)
-        });
+            removed(file, failing)
+        };
+        while let Some(mut part) = sweep.batch(&self.manifest, self.now, remove) {
+            report.cleaned.append(&mut part.cleaned);
+            report.failed.append(&mut part.failed);
+        }
         let (failed, cleaned) = self.settle(due, failing);
         let files =
             |attachments: &mut dyn Iterator<Item = &Attachment<Staged>>| -> BTreeSet<usize> {
@@ -842,7 +855,15 @@ impl Run {
 
     fn remove_all(&mut self, failing: u8) {
         let all = self.model.entries.clone();
-        let failures = sweeper::remove_all(&self.manifest, |file| remove(file, failing));
+        let mut failures = Vec::new();
+        let mut walk = RemoveAll::default();
+        while walk.batch(
+            &self.manifest,
+            || None,
+            |removal| {
+                failures.extend(remove_one(removal, |file| removed(file, failing)).err());
+            },
+        ) {}
         let (failed, _) = self.settle(all, failing);
         assert_eq!(failures.len(), failed.len(), "each failure is reported");
     }
@@ -935,7 +956,14 @@ impl Run {
         assert!(self.waits.is_empty(), "left waiting: {:?}", self.waits);
         // And when everything has been removed, nothing is counted any more.
         let all = self.model.entries.clone();
-        sweeper::remove_all(&self.manifest, |_| Ok(()));
+        let mut walk = RemoveAll::default();
+        while walk.batch(
+            &self.manifest,
+            || None,
+            |removal| {
+                removal.commit();
+            },
+        ) {}
         self.settle(all, 0);
         self.check();
         assert_eq!(self.manifest.metrics(), Metrics::default());
@@ -952,7 +980,7 @@ fn fails(file: &Staged, failing: u8) -> bool {
     failing & (1 << key_of(&file.checksum)) != 0
 }
 
-fn remove(file: &Staged, failing: u8) -> codex_files::error::Result<()> {
+fn removed(file: &Staged, failing: u8) -> codex_files::error::Result<()> {
     if fails(file, failing) {
         Err(Error::InvalidName(
             b"of a file that stays".as_slice().into(),

@@ -14,10 +14,11 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 use std::sync::mpsc;
 
-use codex_files::attachment::Outcome;
-use codex_files::disk::INLINE_LIMIT;
+use codex_files::disk::source::INLINE_LIMIT;
 use codex_files::error::{Error, FileType};
-use codex_files::registry::{StageRequest, check_name, default_name};
+use codex_files::name::{check_name, default_name};
+use codex_files::registry::Outcome;
+use codex_files::registry::stage_at::StageAt;
 use common::*;
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
@@ -102,7 +103,7 @@ fn stage_while(size: usize, disturb: impl Fn(&Path, u64) + Sync) {
             }
             let destination = lab.root.join(format!("elsewhere/{round}"));
             // The size is what the caller says: that of the content, not of the file just now.
-            let claim = StageRequest {
+            let claim = StageAt {
                 size: size as u64,
                 ..lab.request(&key(&content(size, 0)), &source, &destination)
             };

@@ -15,13 +15,14 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
 
-use codex_files::attachment::{Attachment, Outcome};
-use codex_files::disk;
+use codex_files::disk::source::INLINE_LIMIT;
+use codex_files::disk::staging_dir::StagingDir;
 use codex_files::error::{Error, FileType, Insecurity};
 use codex_files::manifest::waiting::Origin;
-use codex_files::registry::{FileRequest, Miss, Registry};
+use codex_files::registry::stage_file::{self, Miss, StageFile};
+use codex_files::registry::{Attachment, Outcome};
+use codex_files::registry::{Registry, stage_at};
 use codex_files::retention::{Retention, Ttl};
-use codex_files::staging_area::StagingDir;
 use common::*;
 use nix::errno::Errno;
 
@@ -212,7 +213,7 @@ fn p6_an_area_or_a_staging_directory_that_was_removed_is_made_again() {
 #[test]
 fn p6_a_quick_refresh_is_of_a_file_that_is_there() {
     let lab = Lab::new();
-    assert!(lab.registry.refresh(b"unknown", KEPT).is_none());
+    assert!(stage_at::refresh(&lab.registry, b"unknown", KEPT).is_none());
     let persistent = Retention {
         persist: true,
         ttl: Ttl::Infinity,
@@ -220,22 +221,18 @@ fn p6_a_quick_refresh_is_of_a_file_that_is_there() {
     for attachment in stage_four(&lab) {
         let file = &attachment.file;
         // It may refuse, and leave it to the long way: it must not refresh what has gone.
-        if let Some(refreshed) = lab.registry.refresh(&file.checksum, persistent) {
+        if let Some(refreshed) = stage_at::refresh(&lab.registry, &file.checksum, persistent) {
             assert!(Arc::ptr_eq(&refreshed.file, file));
             assert!(refreshed.retention.persist);
         }
         fs::rename(&file.path, file.path.with_file_name("moved")).unwrap();
-        assert!(lab.registry.refresh(&file.checksum, KEPT).is_none());
+        assert!(stage_at::refresh(&lab.registry, &file.checksum, KEPT).is_none());
         fs::write(&file.path, b"something else").unwrap();
-        assert!(lab.registry.refresh(&file.checksum, KEPT).is_none());
+        assert!(stage_at::refresh(&lab.registry, &file.checksum, KEPT).is_none());
     }
     stop(&lab.registry);
     for attachment in lab.attachments() {
-        assert!(
-            lab.registry
-                .refresh(&attachment.file.checksum, KEPT)
-                .is_none()
-        );
+        assert!(stage_at::refresh(&lab.registry, &attachment.file.checksum, KEPT).is_none());
     }
 }
 
@@ -521,8 +518,8 @@ fn p8_the_umask_neither_opens_nor_closes_a_staged_file() {
     child.ended();
 }
 
-fn request(source: &Path, staging_dir: StagingDir) -> FileRequest {
-    FileRequest {
+fn request(source: &Path, staging_dir: StagingDir) -> StageFile {
+    StageFile {
         source: source.to_owned(),
         name: b"name".as_slice().into(),
         retention: KEPT,
@@ -830,7 +827,7 @@ fn p9_a_file_that_somebody_put_in_the_place_of_ours_stays() {
 fn p9_a_foreign_file_where_a_copy_is_written_first_stays() {
     let lab = Lab::new();
     let small = lab.source("small", b"content");
-    let large = lab.source("large", &vec![1; disk::INLINE_LIMIT + 1]);
+    let large = lab.source("large", &vec![1; INLINE_LIMIT + 1]);
     let attachment = copied(lab.stage_file(&small));
     let dir = attachment.file.path.parent().unwrap();
     let mut foreign = vec![dir.join(".staging"), dir.join(".staging-")];
@@ -1159,7 +1156,7 @@ fn p3_of_two_keys_at_one_destination_at_once_none_answers_for_the_others_file() 
         });
         let content = fs::read(&destination).unwrap();
         for (key, _) in &sources {
-            let there = lab.registry.refresh(key, KEPT).is_some();
+            let there = stage_at::refresh(&lab.registry, key, KEPT).is_some();
             assert_eq!(there, content == *key, "{key:?}");
         }
         lab.reset();
@@ -1418,7 +1415,7 @@ fn as_root_on_a_mount_large_files_with_room_for_one_get_it_or_an_error() {
 fn an_unchanged_file_is_staged_again_without_waiting_for_anything() {
     let lab = Lab::new();
     let source = lab.source("source", &content(SMALL, 1));
-    let refresh = |path: &Path| lab.registry.refresh_file(path, KEPT);
+    let refresh = |path: &Path| stage_file::refresh(&lab.registry, path, KEPT);
     let miss = |path: &Path| refresh(path).unwrap_err();
     assert_eq!(miss(&source), Miss::New);
     let attachment = copied(lab.stage_file(&source));
@@ -1446,15 +1443,15 @@ fn an_unchanged_file_is_staged_again_without_waiting_for_anything() {
     let copy = lab.source("copy", &content(SMALL, 1));
     assert_eq!(miss(&copy), Miss::New);
     for path in [&fifo, &lab.root, &lab.root.join("missing")] {
-        assert_eq!(miss(path), Miss::Unclear);
+        assert_eq!(miss(path), Miss::Unseen);
     }
     // Not once its copy has gone, and not once it has changed.
     fs::remove_file(&attachment.file.path).unwrap();
-    assert_eq!(miss(&source), Miss::Unclear);
+    assert_eq!(miss(&source), Miss::Unseen);
     copied(lab.stage_file(&source));
     assert!(refresh(&source).is_ok());
     lab.registry.manifest().stop();
-    assert_eq!(miss(&source), Miss::Unclear);
+    assert_eq!(miss(&source), Miss::Unseen);
     fs::write(&source, content(SMALL, 2)).unwrap();
     assert_eq!(miss(&source), Miss::New);
 }

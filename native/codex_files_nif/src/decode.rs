@@ -4,9 +4,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use codex_files::registry::{FileRequest, StageRequest, check_name, default_name};
+use codex_files::disk::staging_dir::StagingDir;
+use codex_files::name::{check_name, default_name};
+use codex_files::registry::stage_at::StageAt;
+use codex_files::registry::stage_file::StageFile;
 use codex_files::retention::{Retention, Ttl};
-use codex_files::staging_area::StagingDir;
+
 use rustler::{Atom, Binary, Encoder, Term};
 
 use crate::atoms;
@@ -61,8 +64,8 @@ impl<'a> StageOpts<'a> {
         })
     }
 
-    pub(crate) fn into_request(self, staging_dir: StagingDir) -> StageRequest {
-        StageRequest {
+    pub(crate) fn into_request(self, staging_dir: StagingDir) -> StageAt {
+        StageAt {
             checksum: self.checksum.as_slice().into(),
             name: self.name.as_slice().into(),
             retention: self.retention,
@@ -109,8 +112,8 @@ impl<'a> FileOpts<'a> {
         })
     }
 
-    pub(crate) fn into_request(self, staging_dir: StagingDir) -> FileRequest {
-        FileRequest {
+    pub(crate) fn into_request(self, staging_dir: StagingDir) -> StageFile {
+        StageFile {
             source: self.source.to_owned(),
             name: self.name.into(),
             retention: self.retention,

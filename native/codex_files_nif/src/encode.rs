@@ -5,12 +5,12 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 
-use codex_files::attachment::{Attachment, Outcome};
 use codex_files::error::{Error, Failures, FileType, Insecurity};
 use codex_files::manifest::Metrics;
 use codex_files::manifest::waiting::Origin;
+use codex_files::registry::remove::Report;
+use codex_files::registry::{Attachment, Outcome};
 use codex_files::retention::Ttl;
-use codex_files::sweeper::Report;
 use once_cell::sync::OnceCell;
 use rustler::sys::enif_make_map_from_arrays;
 use rustler::types::map::MapIterator;
@@ -71,9 +71,6 @@ pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
         }
         Error::Stopped => atoms::stopped().encode(env),
         Error::Panic(message) => (atoms::native_panic(), &**message).encode(env),
-        Error::FileModule(external) => env
-            .binary_to_term(external)
-            .map_or_else(|| atoms::file_module().encode(env), |(term, _)| term),
     }
 }
 

@@ -1,15 +1,15 @@
 //! Messages to processes, from any thread.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use codex_files::attachment::Waiter;
 use codex_files::panics;
+use codex_files::registry::Waiter;
+use codex_files::registry::reply::Reply;
 use crossbeam_channel::Sender;
 use once_cell::sync::OnceCell;
 use rustler::env::SavedTerm;
 use rustler::{Encoder, Env, LocalPid, OwnedEnv, Reference, Term, thread};
 
-use crate::{encode, guarded};
+use crate::encode;
+use crate::guard::{self, guarded};
 
 type Letter = Box<dyn FnOnce() + Send>;
 
@@ -40,7 +40,7 @@ fn send(
 ) {
     let letter = move || {
         // A message that cannot be made must not end the thread, which has others to send.
-        let _ = catch_unwind(AssertUnwindSafe(|| env.send_and_clear(&to, message)));
+        let _ = panics::contained(|| env.send_and_clear(&to, message));
     };
     if thread::is_scheduler_thread() {
         let courier = COURIER
@@ -82,18 +82,27 @@ impl ReplyTo {
         }
     }
 
-    /// Sends `{reference, what result makes}`.
-    pub(crate) fn reply(self, result: impl for<'a> FnOnce(Env<'a>) -> Term<'a> + Send + 'static) {
+    /// The reply that sends `{reference, what encode makes}`, or the error.
+    pub(crate) fn reply<T: Send + 'static>(
+        self,
+        encode: impl for<'a> FnOnce(Env<'a>, &T) -> Term<'a> + Send + 'static,
+    ) -> Reply<T> {
+        Reply::new(move |done| {
+            self.send(move |env| guard::result(env, done, |done| encode(env, &done)));
+        })
+    }
+
+    /// The waiter that sends `{reference, outcome}`.
+    pub(crate) fn waiter(self) -> Waiter {
+        Waiter::new(move |outcome| self.send(move |env| encode::outcome(env, &outcome)))
+    }
+
+    fn send(self, result: impl for<'a> FnOnce(Env<'a>) -> Term<'a> + Send + 'static) {
         let reference = self.reference;
         send(self.pid, self.env, move |env| {
             // The caller waits: if there is no result, the error is.
             let result = guarded(env, "reply", || Ok(result(env)));
             (reference.load(env), result).encode(env)
         });
-    }
-
-    pub(crate) fn waiter(env: Env<'_>, reference: Reference<'_>) -> Waiter {
-        let to = Self::new(env, reference);
-        Waiter::new(move |outcome| to.reply(move |env| encode::outcome(env, &outcome)))
     }
 }

@@ -5,11 +5,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use codex_files::attachment::StagedFile;
 use codex_files::checksum::Checksum;
+use codex_files::disk::staged_file::StagedFile;
 use codex_files::manifest::attachment::{Attachment, File};
 use codex_files::manifest::waiting::Waiter;
 use codex_files::manifest::{Admission, Manifest};
+use codex_files::registry::remove::Sweep;
 use codex_files::retention::{Retention, Ttl};
 use codex_files::time::Now;
 
@@ -94,4 +95,14 @@ pub fn enter(manifest: &Samples, file: &Handle, retention: Retention) -> Attachm
             .expect("it has not been stopped"),
         Admission::Known(_) | Admission::Waiting => panic!("expected a new checksum"),
     }
+}
+
+/// A whole cleanup, of files that are nowhere.
+pub fn sweep(manifest: &Samples) -> usize {
+    let mut sweep = Sweep::default();
+    let mut cleaned = 0;
+    while let Some(part) = sweep.batch(manifest, Now::read(), |_| Ok(())) {
+        cleaned += part.cleaned.len();
+    }
+    cleaned
 }

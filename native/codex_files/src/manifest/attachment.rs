@@ -13,9 +13,15 @@ pub trait File: Clone {
     fn same(&self, other: &Self) -> bool;
 }
 
+/// Which entry of the manifest it is: a lost file that is staged again is another file, of the same entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryId(pub(super) u64);
+
 /// One attachment as it stood at one moment.
 #[derive(Clone, Debug)]
 pub struct Attachment<F> {
+    /// Its entry.
+    pub entry: EntryId,
     /// The file.
     pub file: F,
     /// How long it stays.

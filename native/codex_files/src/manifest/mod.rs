@@ -171,11 +171,11 @@ impl<F: File> Manifest<F> {
         removals
     }
 
-    /// Tickets to remove those of `files` that are still there. For one that somebody is working on
-    /// `later` is called, under the lock, and may leave somebody who waits for that.
-    pub fn claim_files(
+    /// Tickets to remove those of `attachments` whose entries are still there. For one that somebody is
+    /// working on `later` is called, under the lock, and may leave somebody who waits for that.
+    pub fn claim(
         &self,
-        files: &[F],
+        attachments: &[Attachment<F>],
         mut later: impl FnMut() -> Option<Later<F>>,
     ) -> Vec<Removal<F>>
     where
@@ -183,10 +183,10 @@ impl<F: File> Manifest<F> {
     {
         // As in `claim_expired`.
         let mut removals = Vec::new();
-        let mut state = self.state.lock("manifest-claim_files");
-        for file in files {
+        let mut state = self.state.lock("manifest-claim");
+        for Attachment { entry, file, .. } in attachments {
             let attachment = state.attachment(file.key()).cloned();
-            let Some(attachment) = attachment.filter(|there| there.file.same(file)) else {
+            let Some(attachment) = attachment.filter(|there| there.entry == *entry) else {
                 continue;
             };
             match state.tickets.queue(&**file.key()) {
@@ -244,6 +244,17 @@ impl ExpiryCursor {
 pub struct Listing<F>(Vector<Option<Entry<F>>>);
 
 impl<F: Clone> Listing<F> {
+    /// The attachments from a place of the listing on, at most `limit`, and the place that comes after
+    /// them; `None` at the end.
+    #[must_use]
+    pub fn part(&self, from: usize, limit: usize) -> Option<(Vec<Attachment<F>>, usize)> {
+        let until = self.0.len().min(from.saturating_add(limit));
+        (from < until).then(|| {
+            let part = self.0.focus().narrow(from..until).into_iter().flatten();
+            (part.map(|entry| entry.attachment.clone()).collect(), until)
+        })
+    }
+
     /// The attachments, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &Attachment<F>> {
         self.0.iter().flatten().map(|entry| &entry.attachment)

@@ -6,7 +6,7 @@ use std::ops::{Bound, DerefMut};
 use foldhash::HashMap;
 use imbl::Vector;
 
-use super::attachment::{Attachment, File};
+use super::attachment::{Attachment, EntryId, File};
 use super::waiting::{Outcome, UnderWay, Waiter};
 use crate::checksum::Checksum;
 use crate::panics;
@@ -110,6 +110,8 @@ pub(super) struct State<F: File> {
     expiry: BTreeSet<Due>,
     /// The sums over all occupied slots.
     totals: Totals,
+    /// How many entries there have ever been: the next one's number.
+    entered: u64,
     /// The checksums for which a ticket is out, and who waits for it. An entry that is being
     /// removed or replaced is still listed.
     pub(super) tickets: UnderWay<Checksum, Waits<F>>,
@@ -125,6 +127,7 @@ impl<F: File> Default for State<F> {
             index: HashMap::default(),
             expiry: BTreeSet::new(),
             totals: Totals::default(),
+            entered: 0,
             tickets: UnderWay::default(),
             stopped: false,
         }
@@ -159,11 +162,17 @@ impl<F: File> State<F> {
         let lost = self
             .entry(file.key())
             .map(|(slot, entry)| (slot, entry.clone()));
-        let retention = match &lost {
-            Some((_, entry)) => entry.attachment.retention.merge(retention),
-            None => retention,
+        let (entry, retention) = match &lost {
+            Some((_, Entry { attachment, .. })) => {
+                (attachment.entry, attachment.retention.merge(retention))
+            }
+            None => {
+                self.entered += 1;
+                (EntryId(self.entered), retention)
+            }
         };
         let attachment = Attachment {
+            entry,
             file: file.clone(),
             retention,
             inserted_at_ms: now.wall_ms,
@@ -181,9 +190,9 @@ impl<F: File> State<F> {
         let (slot, entry) = self.entry_of(file)?;
         let retention = entry.attachment.retention.merge(new);
         let attachment = Attachment {
-            file: file.clone(),
             retention,
             inserted_at_ms: now.wall_ms,
+            ..entry.attachment.clone()
         };
         self.replace(slot, &entry, attachment.clone(), retention.deadline(now));
         Some(attachment)

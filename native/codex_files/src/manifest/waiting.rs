@@ -98,6 +98,11 @@ impl<K: Eq + Hash, W> UnderWay<K, W> {
         self.0.remove(key).unwrap_or_default()
     }
 
+    /// Those who wait for the work on `key`, which goes on.
+    pub fn take_waiting_for(&mut self, key: &K) -> Vec<W> {
+        self.0.get_mut(key).map(std::mem::take).unwrap_or_default()
+    }
+
     /// Everybody who waits, for whatever work. All of it goes on.
     pub fn take_waiting(&mut self) -> Vec<W> {
         self.0.values_mut().flat_map(std::mem::take).collect()

@@ -12,16 +12,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use codex_files::attachment::{Attachment, Outcome, Waiter};
 use codex_files::checksum::Checksum;
-use codex_files::disk;
+use codex_files::disk::source::INLINE_LIMIT;
+use codex_files::disk::staging_dir::StagingDir;
 use codex_files::error::Failures;
 use codex_files::manifest::Totals;
 use codex_files::manifest::waiting::Origin;
-use codex_files::registry::{FileRequest, Observer, Options, Registry, StageRequest};
+use codex_files::registry::admission::Answer;
+use codex_files::registry::keeper::{self, Observer, Options};
+use codex_files::registry::remove::{self, Report};
+use codex_files::registry::reply::Reply;
+use codex_files::registry::stage_at::{self, StageAt};
+use codex_files::registry::stage_file::{self, StageFile};
+use codex_files::registry::{Attachment, Outcome, Registry, Waiter};
 use codex_files::retention::{Retention, Ttl};
-use codex_files::staging_area::StagingDir;
-use codex_files::sweeper::{Command, Reply, Report};
 
 /// How long anything may take before a test gives up on it: far longer than it ever should.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -42,7 +46,7 @@ struct Deaf;
 
 impl Observer for Deaf {
     fn cleaned(&self, _report: Report) {}
-    fn ended(&self) {}
+    fn stopped(&self) {}
 }
 
 /// A registry whose cleanup thread does nothing of itself.
@@ -51,11 +55,11 @@ pub fn start() -> Arc<Registry> {
 }
 
 pub fn start_with(recognise_unchanged: bool) -> Arc<Registry> {
-    Registry::start(Options {
+    keeper::start(Options {
         cleanup_interval: Duration::from_secs(86_400),
         orphan_grace: Duration::from_secs(86_400),
         recognise_unchanged,
-        observer: Box::new(Deaf),
+        observer: Arc::new(Deaf),
     })
     .unwrap()
 }
@@ -82,7 +86,7 @@ impl Lab {
 
     /// Does what a start does, so that it is not done beside the first staging.
     pub fn started(self) -> Self {
-        self.registry.purge(self.staging_dir());
+        remove::purge(&self.registry, &self.staging_dir());
         self.cleanup();
         self
     }
@@ -126,8 +130,8 @@ impl Lab {
         stage_file(&self.registry, &self.file_request(source, name.as_ref()))
     }
 
-    pub fn file_request(&self, source: &Path, name: &OsStr) -> FileRequest {
-        FileRequest {
+    pub fn file_request(&self, source: &Path, name: &OsStr) -> StageFile {
+        StageFile {
             source: source.to_owned(),
             name: name.as_bytes().into(),
             retention: self.retention,
@@ -140,8 +144,8 @@ impl Lab {
         stage(&self.registry, &self.request(key, source, destination))
     }
 
-    pub fn request(&self, key: &[u8], source: &Path, destination: &Path) -> StageRequest {
-        StageRequest {
+    pub fn request(&self, key: &[u8], source: &Path, destination: &Path) -> StageAt {
+        StageAt {
             checksum: key.into(),
             name: destination.file_name().unwrap().as_bytes().into(),
             retention: self.retention,
@@ -187,7 +191,7 @@ impl Lab {
     }
 
     pub fn attachments(&self) -> Vec<Attachment> {
-        self.registry.list().iter().cloned().collect()
+        self.registry.manifest().list().iter().cloned().collect()
     }
 
     /// Every file that is listed is there and whole, and the counters are those of the listing.
@@ -196,7 +200,10 @@ impl Lab {
         for attachment in &attachments {
             assert_whole(attachment);
         }
-        assert_eq!(self.registry.metrics().totals, totals(&attachments));
+        assert_eq!(
+            self.registry.manifest().metrics().totals,
+            totals(&attachments)
+        );
     }
 
     /// No file in an area is in part what its place says it is, and no scratch file is there
@@ -356,24 +363,26 @@ pub fn content(size: usize, seed: u64) -> Vec<u8> {
 }
 
 pub const SMALL: usize = 4096;
-pub const LARGE: usize = disk::INLINE_LIMIT + 1;
+pub const LARGE: usize = INLINE_LIMIT + 1;
 
-pub fn stage_file(registry: &Arc<Registry>, request: &FileRequest) -> Outcome {
-    match registry.refresh_file(&request.source, request.retention) {
+pub fn stage_file(registry: &Arc<Registry>, request: &StageFile) -> Outcome {
+    match stage_file::refresh(registry, &request.source, request.retention) {
         Ok(attachment) => {
             let origin = Origin::Known;
             Outcome::Staged { attachment, origin }
         }
-        Err(miss) => until_answered(|waiter| registry.stage_file(request, miss, waiter)),
+        Err(miss) => {
+            until_answered(|waiter| stage_file::stage_file(registry, request, miss, waiter))
+        }
     }
 }
 
-pub fn stage(registry: &Arc<Registry>, request: &StageRequest) -> Outcome {
-    until_answered(|waiter| registry.stage(request, waiter))
+pub fn stage(registry: &Arc<Registry>, request: &StageAt) -> Outcome {
+    until_answered(|waiter| stage_at::stage_at(registry, request, waiter))
 }
 
 /// As a caller does it: waits for the answer, and asks again if told to.
-fn until_answered(ask: impl Fn(&dyn Fn() -> Waiter) -> Option<Outcome>) -> Outcome {
+fn until_answered(ask: impl Fn(&dyn Fn() -> Waiter) -> Answer) -> Outcome {
     loop {
         let (sender, receiver) = mpsc::channel();
         let make_waiter = || {
@@ -383,8 +392,8 @@ fn until_answered(ask: impl Fn(&dyn Fn() -> Waiter) -> Option<Outcome>) -> Outco
             })
         };
         let outcome = match ask(&make_waiter) {
-            Some(outcome) => outcome,
-            None => receiver.recv_timeout(PATIENCE).expect("nobody hangs"),
+            Answer::Now(outcome) => outcome,
+            Answer::ByWaiter => receiver.recv_timeout(PATIENCE).expect("nobody hangs"),
         };
         drop(sender);
         assert!(
@@ -397,23 +406,23 @@ fn until_answered(ask: impl Fn(&dyn Fn() -> Waiter) -> Option<Outcome>) -> Outco
     }
 }
 
-pub fn cleanup(registry: &Registry) -> Report {
-    ask(|reply| registry.command(Command::Cleanup(reply)))
+pub fn cleanup(registry: &Arc<Registry>) -> Report {
+    ask(|reply| remove::cleanup(registry, reply))
 }
 
-pub fn reset(registry: &Registry, dir: &Path) -> Failures {
-    ask(|reply| registry.command(Command::Reset(dir.to_owned(), reply)))
+pub fn reset(registry: &Arc<Registry>, dir: &Path) -> Failures {
+    ask(|reply| remove::reset(registry, dir.to_owned(), reply))
 }
 
 pub fn purge(staging_dir: &StagingDir) {
     let registry = start();
-    registry.command(Command::Purge(staging_dir.clone()));
-    // Commands are done one after the other.
+    remove::purge(&registry, staging_dir);
+    // The last thing that the thread does.
     stop(&registry);
 }
 
-pub fn stop(registry: &Registry) -> Failures {
-    ask(|reply| registry.end(reply))
+pub fn stop(registry: &Arc<Registry>) -> Failures {
+    ask(|reply| keeper::stop(registry, reply))
 }
 
 fn ask<T: Send + 'static>(command: impl FnOnce(Reply<T>)) -> T {

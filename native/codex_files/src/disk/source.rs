@@ -1,4 +1,4 @@
-//! Reading a source and hashing what is written.
+//! Reading a source, and hashing what is written of it.
 
 use std::fs::File;
 use std::path::Path;
@@ -10,9 +10,11 @@ use nix::errno::Errno;
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Context, Error, FileType, Result};
+use super::file_id::{Fingerprint, Stamp, check_type};
+use super::sys;
+use crate::checksum::Content;
+use crate::error::{Context, Error, Result};
 use crate::panics;
-use crate::sys;
 use crate::time::Now;
 use crate::turns;
 
@@ -42,129 +44,6 @@ const COPIED_AT_ONCE: usize = 1024 * 1024;
 /// in a cache any more when the hash comes to it.
 const COPIES_AHEAD: usize = 4;
 
-/// What the file system knows a file by, and the signs that its content has not changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FileId {
-    dev: u64,
-    ino: u64,
-    size: u64,
-    mtime_ns: i64,
-}
-
-impl FileId {
-    #[allow(
-        clippy::unnecessary_cast,
-        clippy::cast_sign_loss,
-        clippy::cast_possible_truncation,
-        reason = "the types of these fields differ between systems"
-    )]
-    pub(crate) fn of(stat: &FileStat) -> Self {
-        Self {
-            dev: stat.st_dev as u64,
-            ino: stat.st_ino as u64,
-            size: stat.st_size as u64,
-            mtime_ns: nanoseconds(stat.st_mtime as i64, stat.st_mtime_nsec as i64),
-        }
-    }
-
-    /// Bytes.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    pub(crate) fn dev(&self) -> u64 {
-        self.dev
-    }
-
-    pub(crate) fn ino(&self) -> u64 {
-        self.ino
-    }
-
-    /// All of it in writing.
-    pub(crate) fn signs(&self) -> String {
-        let Self {
-            dev,
-            ino,
-            size,
-            mtime_ns,
-        } = self;
-        format!("{dev:x}-{ino:x}-{size:x}-{mtime_ns:x}")
-    }
-
-    /// Whether both name the same file, whatever happened to its content.
-    pub(crate) fn same_file(&self, other: &Self) -> bool {
-        (self.dev, self.ino) == (other.dev, other.ino)
-    }
-}
-
-/// A file's state: if two looks at a path give the same one, nobody wrote to the file in between
-/// (but see the description of the module [`recognition`](crate::recognition)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Fingerprint {
-    pub(crate) id: FileId,
-    ctime_ns: i64,
-}
-
-impl Fingerprint {
-    /// What a look has seen.
-    #[must_use]
-    #[allow(clippy::unnecessary_cast, reason = "the types differ between systems")]
-    pub fn of(stat: &FileStat) -> Self {
-        Self {
-            id: FileId::of(stat),
-            ctime_ns: nanoseconds(stat.st_ctime as i64, stat.st_ctime_nsec as i64),
-        }
-    }
-
-    /// All that it consists of.
-    pub(crate) fn numbers(&self) -> [u64; 5] {
-        let FileId {
-            dev,
-            ino,
-            size,
-            mtime_ns,
-        } = self.id;
-        let [mtime, ctime] = [mtime_ns, self.ctime_ns].map(i64::cast_unsigned);
-        [dev, ino, size, mtime, ctime]
-    }
-
-    /// Whether the file was last changed long enough before `wall_ms` that another change would
-    /// have left another time. File systems stamp in ticks, of up to 2 s on the coarsest.
-    pub(crate) fn settled(&self, wall_ms: i64) -> bool {
-        let limit = wall_ms.saturating_sub(2_000).saturating_mul(1_000_000);
-        self.id.mtime_ns <= limit && self.ctime_ns <= limit
-    }
-}
-
-fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
-    seconds
-        .saturating_mul(1_000_000_000)
-        .saturating_add(nanoseconds)
-}
-
-/// What a file is, unless it is a regular one.
-pub(crate) fn special_type(stat: &FileStat) -> Option<FileType> {
-    match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
-        SFlag::S_IFREG => None,
-        SFlag::S_IFDIR => Some(FileType::Directory),
-        SFlag::S_IFLNK => Some(FileType::Symlink),
-        SFlag::S_IFIFO => Some(FileType::Fifo),
-        SFlag::S_IFSOCK => Some(FileType::Socket),
-        SFlag::S_IFCHR | SFlag::S_IFBLK => Some(FileType::Device),
-        _ => Some(FileType::Other),
-    }
-}
-
-/// Says whether a file of this kind can be staged.
-pub(crate) fn check_type(path: &Path, stat: &FileStat) -> Result<()> {
-    match special_type(stat) {
-        None => Ok(()),
-        Some(FileType::Directory) => Err(Error::io("stage", path, Errno::EISDIR)),
-        Some(kind) => Err(Error::UnsupportedFileType(kind)),
-    }
-}
-
 /// A look at a source that does not open it: opening a device can move a tape.
 pub(crate) fn look(path: &Path) -> Result<FileStat> {
     let stat = sys::stat(path).context("stage", path)?;
@@ -177,15 +56,7 @@ pub(crate) fn look(path: &Path) -> Result<FileStat> {
 pub(crate) fn glance(path: &Path) -> Option<Fingerprint> {
     let stat = sys::stat_cached(path).ok()?;
     let kind = SFlag::from_bits_truncate(stat.stx_mode.into()) & SFlag::S_IFMT;
-    (kind == SFlag::S_IFREG).then(|| Fingerprint {
-        id: FileId {
-            dev: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
-            ino: stat.stx_ino,
-            size: stat.stx_size,
-            mtime_ns: nanoseconds(stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec.into()),
-        },
-        ctime_ns: nanoseconds(stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec.into()),
-    })
+    (kind == SFlag::S_IFREG).then(|| Fingerprint::of_statx(&stat))
 }
 
 /// Other systems do not say what their caches hold.
@@ -236,7 +107,7 @@ impl<'a> Source<'a> {
     }
 
     pub(crate) fn size(&self) -> u64 {
-        FileId::of(&self.stat).size()
+        Stamp::of(&self.stat).size()
     }
 
     /// The mode of the staged copy: what the owner may do with the source, except to write it, and
@@ -269,7 +140,7 @@ impl<'a> Source<'a> {
     }
 
     /// The digest of the content, and its size in bytes.
-    pub(crate) fn digest(&self) -> Result<([u8; 32], u64)> {
+    pub(crate) fn content(&self) -> Result<Content> {
         sys::rewind(&self.file).context("read", self.path)?;
         let mut hasher = Sha256::new();
         let mut size = 0;
@@ -278,12 +149,15 @@ impl<'a> Source<'a> {
             size += piece.len() as u64;
             Ok(())
         })?;
-        Ok((hasher.finalize().into(), size))
+        Ok(Content {
+            digest: hasher.finalize().into(),
+            size,
+        })
     }
 
     /// Copies the content into `target`, which is empty, and gives its size and the digest of what
     /// was written.
-    pub(crate) fn copy_into(&self, target: &File, target_path: &Path) -> Result<(u64, [u8; 32])> {
+    pub(crate) fn copy_into(&self, target: &File, target_path: &Path) -> Result<Content> {
         sys::rewind(&self.file).context("read", self.path)?;
         if self.size() <= INLINE_LIMIT as u64 {
             return self.copy_pieces(target, target_path);
@@ -291,7 +165,7 @@ impl<'a> Source<'a> {
         let before = Now::read();
         if sys::clone_content(target, &self.file).context("write to", target_path)? {
             return match self.digest_if_unchanged_since(before)? {
-                Some(digest) => Ok(digest),
+                Some(content) => Ok(content),
                 None => self.digest_of_clone(target, target_path),
             };
         }
@@ -349,30 +223,29 @@ impl<'a> Source<'a> {
     /// The digest of the source, which may be in a cache where its clone, made after `before`, never
     /// is; `None` unless the source is sure to be what was cloned. File systems write out what is
     /// mapped before they clone it, so that whatever changes it later changes its times too.
-    fn digest_if_unchanged_since(&self, before: Now) -> Result<Option<(u64, [u8; 32])>> {
+    fn digest_if_unchanged_since(&self, before: Now) -> Result<Option<Content>> {
         if !self.would_show_changes_since(before) {
             return Ok(None);
         }
-        let (digest, size) = self.digest()?;
+        let content = self.content()?;
         let unchanged =
             sys::fstat(&self.file).is_ok_and(|stat| Fingerprint::of(&stat) == self.fingerprint());
-        Ok(unchanged.then_some((size, digest)))
+        Ok(unchanged.then_some(content))
     }
 
     /// A clone is the source as it was at one moment, which may have been a later one than that in
     /// which it was opened.
-    fn digest_of_clone(&self, clone: &File, path: &Path) -> Result<(u64, [u8; 32])> {
-        let grown = FileId::of(&sys::fstat(clone).context("stat", path)?).size() > self.size();
+    fn digest_of_clone(&self, clone: &File, path: &Path) -> Result<Content> {
+        let grown = Stamp::of(&sys::fstat(clone).context("stat", path)?).size() > self.size();
         if grown {
             sys::truncate(clone, self.size()).context("write to", path)?;
         }
         let clone = Source::of(sys::duplicate(clone), path)?.until(self.called_off);
-        let (digest, size) = clone.digest()?;
-        Ok((size, digest))
+        clone.content()
     }
 
     /// One piece after the other: what there is to gain from a second thread costs less than one.
-    fn copy_pieces(&self, target: &File, target_path: &Path) -> Result<(u64, [u8; 32])> {
+    fn copy_pieces(&self, target: &File, target_path: &Path) -> Result<Content> {
         let mut hasher = Sha256::new();
         let mut size = 0_u64;
         self.each_piece(|piece| {
@@ -380,7 +253,10 @@ impl<'a> Source<'a> {
             size += piece.len() as u64;
             sys::write_all(target, piece).context("write to", target_path)
         })?;
-        Ok((size, hasher.finalize().into()))
+        Ok(Content {
+            digest: hasher.finalize().into(),
+            size,
+        })
     }
 
     fn each_piece(&self, mut work: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
@@ -404,7 +280,7 @@ impl<'a> Source<'a> {
 
 /// Reads back and hashes what has been copied, while the next piece is. What is in the file is what
 /// counts; it is still in a cache.
-fn digest_behind(copy: &File, path: &Path, progress: &Receiver<u64>) -> Result<(u64, [u8; 32])> {
+fn digest_behind(copy: &File, path: &Path, progress: &Receiver<u64>) -> Result<Content> {
     let mut hasher = Sha256::new();
     let mut buffer = buffer(PIECE);
     let mut done = 0;
@@ -421,7 +297,10 @@ fn digest_behind(copy: &File, path: &Path, progress: &Receiver<u64>) -> Result<(
             done += count as u64;
         }
     }
-    Ok((done, hasher.finalize().into()))
+    Ok(Content {
+        digest: hasher.finalize().into(),
+        size: done,
+    })
 }
 
 fn hash_in_turn(hasher: &mut Sha256, piece: &[u8]) {
@@ -451,7 +330,7 @@ impl<'a> Remaining<'a> {
     /// How much to ask for at once, at most `wanted`.
     fn limit(&mut self, wanted: usize) -> usize {
         if self.bytes.is_none() && self.taken > 0 {
-            let size = sys::fstat(&self.source.file).map_or(0, |stat| FileId::of(&stat).size());
+            let size = sys::fstat(&self.source.file).map_or(0, |stat| Stamp::of(&stat).size());
             self.bytes = (size > 0).then(|| size.saturating_sub(self.taken));
         }
         match self.bytes {
@@ -468,45 +347,11 @@ impl<'a> Remaining<'a> {
     }
 }
 
-/// The digest of a file, read in pieces, and its size in bytes.
-///
-/// # Errors
-/// As opening and reading a source.
-pub fn digest_of_file(path: &Path) -> Result<([u8; 32], u64)> {
-    look(path)?;
-    Source::open(path)?.digest()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::checksum::digest;
-
-    /// Of a file whose content and inode last changed at these milliseconds.
-    fn fingerprint(mtime_ms: i64, ctime_ms: i64) -> Fingerprint {
-        Fingerprint {
-            id: FileId {
-                dev: 1,
-                ino: 2,
-                size: 3,
-                mtime_ns: mtime_ms * 1_000_000,
-            },
-            ctime_ns: ctime_ms * 1_000_000,
-        }
-    }
-
-    #[test]
-    fn times_prove_something_only_when_both_are_two_seconds_old() {
-        assert!(fingerprint(8_000, 8_000).settled(10_000));
-        assert!(!fingerprint(8_001, 8_000).settled(10_000));
-        assert!(!fingerprint(8_000, 8_001).settled(10_000));
-        // Times of the future prove nothing, and no time makes the sum overflow.
-        assert!(!fingerprint(20_000, 8_000).settled(10_000));
-        assert!(!fingerprint(8_000, 8_000).settled(i64::MIN));
-        assert!(fingerprint(8_000, 8_000).settled(i64::MAX));
-        assert_eq!(nanoseconds(i64::MAX, 999_999_999), i64::MAX);
-        assert_eq!(nanoseconds(i64::MIN, 0), i64::MIN);
-    }
+    use crate::error::FileType;
 
     /// What is staged is the file as long as it was when it was opened.
     #[test]
@@ -520,12 +365,13 @@ mod tests {
             let mut log = File::options().append(true).open(&path).expect("a log");
             log.write_all(&vec![b'b'; 2 * PIECE]).expect("it grows");
             let opened = digest(&vec![b'a'; size]);
-            assert_eq!(source.digest().expect("a digest"), (opened, size as u64));
+            let opened = Content {
+                digest: opened,
+                size: size as u64,
+            };
+            assert_eq!(source.content().expect("a digest"), opened);
             let mut copy = tempfile::tempfile().expect("a target");
-            assert_eq!(
-                source.copy_into(&copy, &path).expect("a copy"),
-                (size as u64, opened)
-            );
+            assert_eq!(source.copy_into(&copy, &path).expect("a copy"), opened);
             let mut copied = Vec::new();
             copy.rewind().expect("a file");
             copy.read_to_end(&mut copied).expect("a file");
@@ -553,7 +399,11 @@ mod tests {
         let asked = |now| source.digest_if_unchanged_since(now).expect("a digest");
         // Its times are too young to show a change.
         assert_eq!(asked(now), None);
-        assert_eq!(asked(later), Some((6, digest(b"before"))));
+        let before = Content {
+            digest: digest(b"before"),
+            size: 6,
+        };
+        assert_eq!(asked(later), Some(before));
         std::thread::sleep(std::time::Duration::from_millis(50));
         std::fs::write(&path, b"after!").expect("it is ours");
         assert_eq!(asked(later), None);

@@ -1,12 +1,12 @@
-//! The large copies of a registry that are under way. Together they may take the room that one of them
-//! would have had: that one is made again when another has ended.
+//! The room on the disk: the large copies of a registry that are under way. Together they may take the
+//! room that one of them would have had: that one is made again when another has ended.
 
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 #[derive(Default)]
-pub(crate) struct LargeCopies {
+pub(crate) struct Space {
     state: Mutex<State>,
     one_ended: Condvar,
     /// Of those that are made again, one at a time is.
@@ -28,8 +28,8 @@ impl State {
 
 /// One copy, under way until this is dropped.
 #[must_use]
-pub(crate) struct LargeCopy<'a> {
-    all: &'a LargeCopies,
+pub(crate) struct CopyUnderWay<'a> {
+    all: &'a Space,
     /// Whether there were others when it began.
     met_others: bool,
     number: u64,
@@ -39,12 +39,12 @@ pub(crate) struct LargeCopy<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Ended(u64);
 
-impl LargeCopies {
-    pub(crate) fn begin(&self) -> LargeCopy<'_> {
+impl Space {
+    pub(crate) fn begin(&self) -> CopyUnderWay<'_> {
         let mut state = self.state.lock();
         let met_others = state.any_under_way();
         state.begun += 1;
-        LargeCopy {
+        CopyUnderWay {
             all: self,
             met_others,
             number: state.begun,
@@ -67,7 +67,7 @@ impl LargeCopies {
     }
 }
 
-impl LargeCopy<'_> {
+impl CopyUnderWay<'_> {
     /// Ends it; `None` if there was never another beside it.
     pub(crate) fn end_if_beside_others(self) -> Option<Ended> {
         let all = self.all;
@@ -79,7 +79,7 @@ impl LargeCopy<'_> {
     }
 }
 
-impl Drop for LargeCopy<'_> {
+impl Drop for CopyUnderWay<'_> {
     fn drop(&mut self) {
         let mut state = self.all.state.lock();
         state.ended += 1;

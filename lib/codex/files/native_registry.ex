@@ -1,0 +1,119 @@
+defmodule Codex.Files.NativeRegistry do
+  @moduledoc false
+  # What callers do with a registry that does its own file operations: the work is the native
+  # library's, in the process of the caller. The registry's own process is not in the way.
+
+  alias Codex.Files.{Attachment, Config, Native, Options, Registry, Telemetry}
+
+  @table :codex_files_manifest
+
+  @doc "The handle of the default registry, if it runs and does its own file operations."
+  @spec handle() :: {:ok, Native.handle()} | :error
+  def handle do
+    case :ets.lookup(@table, Registry) do
+      [{_name, handle}] -> {:ok, handle}
+      [] -> :error
+    end
+  rescue
+    ArgumentError -> :error
+  end
+
+  @doc "Stages a file under the digest of its content."
+  @spec stage_file(Native.handle(), binary(), keyword()) ::
+          {:ok, Attachment.t()} | {:error, term()}
+  def stage_file(handle, path, opts) do
+    name = Keyword.fetch(opts, :name)
+    persist = Keyword.get(opts, :persist, false)
+
+    with {:ok, ttl_ms} <- Config.ttl_ms(opts),
+         miss when miss in [:new, :unseen] <-
+           Native.refresh_file(handle, path, name, persist, ttl_ms),
+         {:ok, dir} <- Config.staging_dir() do
+      attempt = &Native.stage_file(handle, dir, path, name, persist, ttl_ms, miss, &1)
+      finish(attempt, fn -> stage_file(handle, path, opts) end)
+    else
+      outcome -> Telemetry.staged(outcome)
+    end
+  end
+
+  @doc "Stages a file under a checksum and at a destination of the caller's choice."
+  @spec stage_at(Native.handle(), Registry.stage_opts()) ::
+          {:ok, Attachment.t()} | {:error, term()}
+  def stage_at(handle, opts) do
+    case Native.refresh_at(handle, opts) do
+      :miss ->
+        with {:ok, dir} <- Config.staging_dir(),
+             do: finish(&Native.stage_at(handle, dir, opts, &1), fn -> stage_at(handle, opts) end)
+
+      {:error, {:invalid_option, key, path}} = error
+      when key in [:source_path, :destination_path] and is_list(path) ->
+        case Options.path_bytes(path) do
+          {:ok, bytes} -> stage_at(handle, %{opts | key => bytes})
+          :error -> error
+        end
+
+      outcome ->
+        Telemetry.staged(outcome)
+    end
+  end
+
+  @spec list(Native.handle()) :: [Attachment.t()] | {:error, term()}
+  def list(handle), do: Native.list(handle)
+
+  @spec metrics(Native.handle()) :: map() | {:error, term()}
+  def metrics(handle) do
+    with :miss <- Native.try_metrics(handle), do: Native.metrics(handle)
+  end
+
+  @spec force_cleanup(Native.handle()) :: :ok | {:error, term()}
+  def force_cleanup(handle) do
+    case await(&Native.force_cleanup(handle, &1)) do
+      {:ok, {_cleaned, failed} = report} ->
+        Telemetry.cleaned(report)
+        cleanup_result(for {attachment, reason} <- failed, do: {attachment.path, reason})
+
+      {:error, _reason} = error ->
+        error
+    end
+  end
+
+  defp cleanup_result([]), do: :ok
+  defp cleanup_result(failed), do: {:error, {:cleanup_failed, failed}}
+
+  @spec reset(Native.handle(), Path.t()) :: :ok | {:error, term()}
+  def reset(handle, dir) do
+    case Options.path_bytes(dir) do
+      {:ok, bytes} -> await(&Native.reset(handle, bytes, &1))
+      :error -> {:error, {:invalid_option, :dir, dir}}
+    end
+  end
+
+  @doc "Ends a registry in order, and waits until everything has been removed."
+  @spec stop(Native.handle()) :: :ok | {:error, term()}
+  def stop(handle), do: await(&Native.stop(handle, &1))
+
+  # Whoever this caller waited for may have given up, or left it something to recognise. Then it
+  # begins `again`, with a new look.
+  defp finish(attempt, again) do
+    case await(attempt) do
+      :retry -> again.()
+      outcome -> Telemetry.staged(outcome)
+    end
+  end
+
+  # The result of a native function, which may come as a message with the reference that it is given.
+  # It is made where it is received: then the VM does not search what is in the mailbox already.
+  defp await(native) do
+    ref = make_ref()
+
+    case native.(ref) do
+      :wait ->
+        receive do
+          {^ref, result} -> result
+        end
+
+      result ->
+        result
+    end
+  end
+end

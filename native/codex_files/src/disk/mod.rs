@@ -1,0 +1,12 @@
+//! What touches the file system, and knows nothing of the manifest.
+
+pub(crate) mod area;
+pub(crate) mod areas;
+pub(crate) mod elsewhere;
+pub mod file_id;
+pub(crate) mod purge;
+pub(crate) mod scratch;
+pub mod source;
+pub mod staged_file;
+pub mod staging_dir;
+pub(crate) mod sys;

@@ -1,0 +1,216 @@
+//! A file on its way into an area.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::stat::Mode;
+
+use super::area::{Area, PublishError, STAGING_PREFIX, looks_staged, relative};
+use super::file_id::Stamp;
+use super::staged_file::{Place, StagedFile};
+use super::staging_dir::forgive_missing;
+use super::sys;
+use crate::checksum::Checksum;
+use crate::error::{Context, Error, Result};
+use crate::panics;
+
+/// A scratch file in an area. Dropped, it is removed.
+pub(crate) struct Scratch {
+    area: Arc<Area>,
+    /// Relative to the area.
+    name: PathBuf,
+    file: OpenScratch,
+    /// It has been published.
+    gone: bool,
+}
+
+/// Writes a small content into an area, and publishes it.
+pub(crate) fn publish_content(
+    area: &Arc<Area>,
+    checksum: &Checksum,
+    name: &[u8],
+    content: &[u8],
+    mode: Mode,
+) -> Result<StagedFile, PublishError> {
+    // Two different names, whatever the file is called: one component more than a name has,
+    // less the room that a name may take.
+    let scratch_name = if name == STAGING_PREFIX.as_bytes() {
+        ".staging-"
+    } else {
+        STAGING_PREFIX
+    };
+    area.in_checksum_dir(checksum, |dir| {
+        // A ticket for the checksum is out: nobody else of this registry writes here.
+        let scratch = Scratch::create(area, dir.join(scratch_name), mode)?;
+        sys::write_all(scratch.file.file()?, content).context("write to", scratch.path())?;
+        scratch.rename(checksum, name, content.len() as u64, mode)
+    })
+}
+
+/// A new scratch file for a large content.
+pub(crate) fn numbered(area: &Arc<Area>, mode: Mode) -> Result<Scratch, PublishError> {
+    Scratch::create(area, numbered_name(area), mode)
+}
+
+fn numbered_name(area: &Area) -> PathBuf {
+    PathBuf::from(format!("{STAGING_PREFIX}-{}", area.next_number()))
+}
+
+impl Scratch {
+    fn create(area: &Arc<Area>, mut name: PathBuf, mode: Mode) -> Result<Self, PublishError> {
+        let created = loop {
+            match sys::create_at(area.dir(), &name, mode) {
+                Err(Errno::EEXIST) => match clear(area, &name) {
+                    Ok(true) => {}
+                    Ok(false) => name = numbered_name(area),
+                    Err(errno) => break Err(errno),
+                },
+                result => break result,
+            }
+        };
+        let path = area.path().join(&name);
+        match created {
+            Ok(file) => Ok(Self {
+                area: area.clone(),
+                name,
+                file: OpenScratch::new(path, file),
+                gone: false,
+            }),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => Err(PublishError::AreaLost),
+            Err(errno) => Err(Error::io("create", &path, errno).into()),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    pub(crate) fn file(&self) -> Result<&File> {
+        self.file.file()
+    }
+
+    /// Puts it in place as the file of a checksum.
+    pub(crate) fn publish(
+        self,
+        checksum: &Checksum,
+        name: &[u8],
+        size: u64,
+        mode: Mode,
+    ) -> Result<StagedFile, PublishError> {
+        let area = self.area.clone();
+        area.in_checksum_dir(checksum, |_| self.rename(checksum, name, size, mode))
+    }
+
+    fn rename(
+        mut self,
+        checksum: &Checksum,
+        name: &[u8],
+        size: u64,
+        mode: Mode,
+    ) -> Result<StagedFile, PublishError> {
+        let area = &self.area;
+        let relative = relative(checksum, name);
+        let path = area.path().join(&relative);
+        let written = self.file.finish(mode)?;
+        let rename = || sys::rename_at(area.dir(), &self.name, area.dir(), &relative);
+        let renamed = match rename() {
+            Err(Errno::EISDIR) => area.put_aside(&relative).and_then(|()| rename()),
+            renamed => renamed,
+        };
+        match renamed {
+            Ok(()) => {
+                self.gone = true;
+                panics::point("published");
+            }
+            Err(Errno::ENOENT) => return Err(PublishError::AreaLost),
+            Err(errno) => return Err(Error::io("rename", &path, errno).into()),
+        }
+        // Through the whole path, as its readers go: it must lead to what was written.
+        let stamp = match sys::lstat(&path).map(|stat| Stamp::of(&stat)) {
+            Ok(stamp) if stamp.id() == written.id() => Ok(stamp),
+            Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {
+                Err(PublishError::AreaLost)
+            }
+            Err(errno) => Err(Error::io("stat", &path, errno).into()),
+        };
+        if stamp.is_err() {
+            let _ = sys::unlink_at(area.dir(), &relative);
+        }
+        Ok(StagedFile {
+            checksum: checksum.clone(),
+            name: name.into(),
+            path: path.into(),
+            size,
+            stamp: stamp?,
+            place: Place::Area(area.clone()),
+        })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !self.gone {
+            self.file.close();
+            // Nobody is left to tell of a failure; the next start removes what stays.
+            let _ = sys::unlink_at(self.area.dir(), &self.name);
+        }
+    }
+}
+
+/// Removes what is where a scratch file is to be, left behind by a removal of its own that
+/// failed; `false` if it is somebody else's, and stays.
+fn clear(area: &Area, name: &Path) -> nix::Result<bool> {
+    match sys::lstat_at(area.dir(), name) {
+        Ok(stat) if !looks_staged(&stat) => return Ok(false),
+        result => forgive_missing(result.map(drop))?,
+    }
+    forgive_missing(sys::unlink_at(area.dir(), name))?;
+    Ok(true)
+}
+
+/// A file that is being written, wherever it is.
+pub(super) struct OpenScratch {
+    path: PathBuf,
+    /// `None` once it has been closed.
+    file: Option<File>,
+}
+
+impl OpenScratch {
+    pub(super) fn new(path: PathBuf, file: File) -> Self {
+        Self {
+            path,
+            file: Some(file),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn file(&self) -> Result<&File> {
+        self.file
+            .as_ref()
+            .ok_or_else(|| Error::io("write to", &self.path, Errno::EBADF))
+    }
+
+    /// Closes a file that is to be removed: FUSE gives one that is open another name, and its directory
+    /// could not be removed.
+    pub(super) fn close(&mut self) {
+        self.file = None;
+    }
+
+    /// Closes the file, with the mode that it is to have, which the umask may have narrowed.
+    pub(super) fn finish(&mut self, mode: Mode) -> Result<Stamp> {
+        let file = self.file()?;
+        let stat = sys::fstat(file).context("stat", &self.path)?;
+        if Mode::from_bits_truncate(stat.st_mode & 0o7777) != mode {
+            sys::fchmod(file, mode).context("change the mode of", &self.path)?;
+        }
+        if let Some(file) = self.file.take() {
+            sys::close(file).context("close", &self.path)?;
+        }
+        Ok(Stamp::of(&stat))
+    }
+}

@@ -1,0 +1,173 @@
+//! The process that answers for a registry: how one starts, is handed on, and ends.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use super::Registry;
+use super::keeping::{Keeper, Keeping};
+use super::remove::{self, RemoveAll, Report};
+use super::reply::Reply;
+use crate::disk::areas::Areas;
+use crate::disk::staged_file::StagedFile;
+use crate::error::{Failures, Result};
+use crate::panics;
+use crate::threads::sweeper::{self, Due, Progress, Work};
+
+/// How long the end waits for those who stage. They give up at once, unless the file system does not
+/// answer.
+const LAST_WAIT: Duration = Duration::from_secs(2);
+
+/// How a registry is set up.
+pub struct Options {
+    /// The time between two cleanups.
+    pub cleanup_interval: Duration,
+    /// For how long the attachments of a registry whose keeper was killed wait for its successor.
+    pub orphan_grace: Duration,
+    /// Recognise unchanged files by their times, without reading them.
+    pub recognise_unchanged: bool,
+    /// Who is told what the cleanup thread does of itself.
+    pub observer: Arc<dyn Observer>,
+}
+
+/// Hears, on the cleanup thread, what it does without being asked.
+pub trait Observer: Send + Sync {
+    /// A periodic cleanup has removed some files, or could not. It tells so of few at a time.
+    fn cleaned(&self, report: Report);
+    /// No successor came in time, and the registry has stopped.
+    fn stopped(&self);
+}
+
+/// An empty registry, with its cleanup thread. It waits for its keeper as for a successor.
+///
+/// # Errors
+/// [`crate::error::Error::Io`] if the system has no thread left.
+pub fn start(options: Options) -> Result<Arc<Registry>> {
+    let (sweeper, inbox) = sweeper::channel();
+    let keeping = Keeping::new(options.cleanup_interval);
+    let purging = sweeper.clone();
+    let areas = Areas::new(move |staging_dir| purging.give(remove::purging(staging_dir)));
+    let recognise = options.recognise_unchanged;
+    let registry = Arc::new(Registry::new(keeping, areas, sweeper, recognise));
+    // The thread holds no strong reference while it waits: a registry that nobody needs any more goes,
+    // and takes the way to the thread along.
+    let agenda = Agenda {
+        registry: Arc::downgrade(&registry),
+        orphan_grace: options.orphan_grace,
+        observer: options.observer,
+    };
+    sweeper::start(inbox, move || agenda.due())?;
+    Ok(registry)
+}
+
+/// What the cleanup thread does of itself.
+struct Agenda {
+    registry: Weak<Registry>,
+    orphan_grace: Duration,
+    observer: Arc<dyn Observer>,
+}
+
+impl Agenda {
+    fn due(&self) -> Due {
+        let Some(registry) = self.registry.upgrade() else {
+            return Due::Nothing;
+        };
+        let now = Instant::now();
+        if registry.keeping.stop_if_abandoned(self.orphan_grace, now) {
+            let observer = self.observer.clone();
+            let reply = Reply::new(move |_| observer.stopped());
+            return Due::Last(stopping(&registry, reply));
+        }
+        if registry.keeping.cleanup_is_due(now) {
+            let observer = self.observer.clone();
+            let next = NextCleanup(registry.clone());
+            let tell = move |report| observer.cleaned(report);
+            return Due::Now(remove::cleanup_on_time(&registry, tell, next));
+        }
+        Due::At(registry.keeping.next_event(self.orphan_grace))
+    }
+}
+
+/// Held by a cleanup on time: however that ends, another one follows.
+struct NextCleanup(Arc<Registry>);
+
+impl Drop for NextCleanup {
+    fn drop(&mut self) {
+        self.0.keeping.schedule_next_cleanup();
+    }
+}
+
+/// Changes the time between two cleanups.
+pub fn set_cleanup_interval(registry: &Registry, interval: Duration) {
+    registry.keeping.set_cleanup_interval(interval);
+    registry.sweeper.wake();
+}
+
+/// Gives a registry to a new keeper, whether the one before is known to have gone or not; `None` if it
+/// has ended.
+#[must_use]
+pub fn adopt(registry: &Registry) -> Option<Keeper> {
+    registry.keeping.adopt()
+}
+
+/// Notes that `keeper` has gone, which may be heard of only after its successor has come. Unless one
+/// comes in time, the registry ends.
+pub fn abandon(registry: &Registry, keeper: Keeper) {
+    if registry.keeping.abandon(keeper) {
+        registry.sweeper.wake();
+    }
+}
+
+/// Ends a registry in order: nothing can be staged any more, and what was is removed, by the cleanup
+/// thread, before it replies.
+pub fn stop(registry: &Arc<Registry>, reply: Reply<Failures>) {
+    registry.keeping.stop();
+    registry.give_up_staging();
+    registry.sweeper.give_last(stopping(registry, reply));
+}
+
+/// The stop of a registry: nothing can be staged any more, and what was is removed. When that is told,
+/// the registry has been let go of.
+fn stopping(registry: &Arc<Registry>, mut reply: Reply<Failures>) -> Work {
+    let mut registry = Some(registry.clone());
+    let mut all = RemoveAll::default();
+    let mut failures = Failures::new();
+    Box::new(move || {
+        let batch = panics::contained(|| {
+            registry
+                .as_ref()
+                .is_some_and(|registry| stop_a_batch(registry, &mut all, &mut failures))
+        });
+        if let Ok(true) = batch {
+            return Progress::More;
+        }
+        all = RemoveAll::default();
+        registry = None;
+        reply.send(batch.map(|_| std::mem::take(&mut failures)));
+        Progress::Done
+    })
+}
+
+/// Removes some attachments; whether there were any. Once there are none the areas are let go of.
+fn stop_a_batch(
+    registry: &Registry,
+    all: &mut RemoveAll<Arc<StagedFile>>,
+    failures: &mut Failures,
+) -> bool {
+    registry.give_up_staging();
+    let were_there = all.batch(
+        &registry.manifest,
+        || None,
+        |removal| {
+            if let Err((attachment, error)) = remove::remove_one(removal, remove::remover(registry))
+            {
+                failures.push((attachment.file.path.to_path_buf(), error));
+            }
+        },
+    );
+    if !were_there {
+        // Whoever is still at work in an area after that takes it away when it is done.
+        let _nobody_at_work = registry.at_work.try_write_for(LAST_WAIT);
+        registry.areas.stop();
+    }
+    were_there
+}

@@ -1,0 +1,105 @@
+//! A registry: the manifest, the disk that it describes, and the threads that work on it.
+//!
+//! Its parts are here; what can be done with it is in a file for each verb.
+
+pub mod admission;
+pub mod keeper;
+pub mod keeping;
+pub mod remove;
+pub mod reply;
+pub mod stage_at;
+pub mod stage_file;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{RwLock, RwLockReadGuard};
+
+use self::keeping::Keeping;
+use crate::checksum::Checksum;
+use crate::disk::areas::Areas;
+use crate::disk::staged_file::StagedFile;
+use crate::error::{Error, Result};
+use crate::manifest::attachment::File;
+use crate::manifest::{self, Manifest};
+use crate::recognition::Recognition;
+use crate::space::Space;
+use crate::threads::sweeper::Sweeper;
+
+/// One attachment as it stood at one moment.
+pub type Attachment = manifest::attachment::Attachment<Arc<StagedFile>>;
+/// How a staging ended.
+pub type Outcome = manifest::waiting::Outcome<Arc<StagedFile>>;
+/// A caller that waits for the outcome of somebody else's work.
+pub type Waiter = manifest::waiting::Waiter<Arc<StagedFile>>;
+/// The ticket to put a checksum's file in place.
+type Staging = manifest::Staging<Arc<StagedFile>>;
+
+/// Makes the waiter of a call that cannot be answered at once.
+pub type MakeWaiter<'a> = &'a dyn Fn() -> Waiter;
+
+impl File for Arc<StagedFile> {
+    fn key(&self) -> &Checksum {
+        &self.checksum
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self, other)
+    }
+}
+
+/// A registry. See the module's description.
+pub struct Registry {
+    manifest: Manifest<Arc<StagedFile>>,
+    areas: Areas,
+    recognition: Option<Recognition<StagedFile>>,
+    keeping: Keeping,
+    /// Set at the stop: copies that are under way give up.
+    stopping: AtomicBool,
+    /// Shared by those who stage; the stop waits for them.
+    at_work: RwLock<()>,
+    /// The copies of large files, under their own digest, that are under way.
+    space: Space,
+    sweeper: Sweeper,
+}
+
+impl Registry {
+    fn new(keeping: Keeping, areas: Areas, sweeper: Sweeper, recognise_unchanged: bool) -> Self {
+        Self {
+            manifest: Manifest::new(),
+            areas,
+            recognition: recognise_unchanged.then(Recognition::default),
+            keeping,
+            stopping: AtomicBool::new(false),
+            at_work: RwLock::new(()),
+            space: Space::default(),
+            sweeper,
+        }
+    }
+
+    /// What is staged: to list, and to count.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest<Arc<StagedFile>> {
+        &self.manifest
+    }
+
+    /// To be held by whoever stages, from before the first file is written to the end.
+    fn work(&self) -> Result<RwLockReadGuard<'_, ()>> {
+        // Only the stop has it to itself.
+        self.at_work.try_read().ok_or(Error::Stopped)
+    }
+
+    /// Has all who stage give up.
+    fn give_up_staging(&self) {
+        self.manifest.stop();
+        self.stopping.store(true, Ordering::Relaxed);
+        // They ask again, and are told.
+        if let Some(recognition) = &self.recognition {
+            recognition.stop();
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Removing attachments: those that have expired, and all of them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::reply::{Reply, replying};
+use super::{Registry, StagedFile};
+use crate::disk::purge::Purge;
+use crate::disk::staging_dir::StagingDir;
+use crate::error::{Error, Failures, Result};
+use crate::manifest::attachment::{Attachment, File};
+use crate::manifest::{ExpiryCursor, Later, Listing, Manifest, Removal};
+use crate::panics;
+use crate::threads::sweeper::{Progress, Work};
+use crate::time::Now;
+
+/// How many removals are admitted at once: few enough to keep the lock short, and other work of the
+/// cleanup thread waiting only for a moment.
+const BATCH: usize = 64;
+
+/// What a cleanup of files of the kind `F` did.
+#[derive(Debug)]
+pub struct Removed<F> {
+    /// The attachments whose files are gone.
+    pub cleaned: Vec<Attachment<F>>,
+    /// Those whose files could not be removed; they stay, and are tried again.
+    pub failed: Vec<(Attachment<F>, Error)>,
+}
+
+impl<F> Default for Removed<F> {
+    fn default() -> Self {
+        Self {
+            cleaned: Vec::new(),
+            failed: Vec::new(),
+        }
+    }
+}
+
+/// What a cleanup did.
+pub type Report = Removed<Arc<StagedFile>>;
+
+/// Removes what has expired, and replies with a report on all of it.
+pub fn cleanup(registry: &Arc<Registry>, reply: Reply<Report>) {
+    let registry_of_work = registry.clone();
+    let mut whole = Report::default();
+    let mut sweep = Sweep::default();
+    let work = replying(reply, move || {
+        match sweep.batch(
+            &registry_of_work.manifest,
+            Now::read(),
+            remover(&registry_of_work),
+        ) {
+            Some(mut part) => {
+                whole.cleaned.append(&mut part.cleaned);
+                whole.failed.append(&mut part.failed);
+                None
+            }
+            None => {
+                forget_removed(&registry_of_work);
+                Some(std::mem::take(&mut whole))
+            }
+        }
+    });
+    registry.sweeper.give(work);
+}
+
+/// Removes what has expired, and tells of each batch: whoever is told of very many at once needs the
+/// memory for it. `done` is dropped at the end.
+pub(super) fn cleanup_on_time<D: Send + 'static>(
+    registry: &Arc<Registry>,
+    tell: impl Fn(Report) + Send + 'static,
+    done: D,
+) -> Work {
+    let registry = registry.clone();
+    let mut sweep = Sweep::default();
+    Box::new(move || {
+        let _until_then = &done;
+        match sweep.batch(&registry.manifest, Now::read(), remover(&registry)) {
+            Some(part) if part.cleaned.is_empty() && part.failed.is_empty() => Progress::More,
+            Some(part) => {
+                // A panic of one who hears of it must not end the cleanup.
+                let _ = panics::contained(|| tell(part));
+                Progress::More
+            }
+            None => {
+                forget_removed(&registry);
+                Progress::Done
+            }
+        }
+    })
+}
+
+/// Has what dead registries left below a staging directory removed, unless it has been in use already.
+pub fn purge(registry: &Registry, staging_dir: &StagingDir) {
+    registry.areas.note_use(staging_dir);
+}
+
+/// Removes what dead registries left below a staging directory. What could not be removed is tried again
+/// at the next start.
+pub(super) fn purging(staging_dir: StagingDir) -> Work {
+    let mut purge = Purge::Of(staging_dir);
+    Box::new(move || match purge.batch(BATCH) {
+        Some(_) => Progress::More,
+        None => Progress::Done,
+    })
+}
+
+/// Removes every attachment that is there when it begins, and what dead registries left below `dir`. One
+/// that somebody is at work on is removed when that work has ended. The reply comes when all is done.
+pub fn reset(registry: &Arc<Registry>, dir: PathBuf, reply: Reply<Failures>) {
+    let reset = Arc::new(Reset {
+        registry: registry.clone(),
+        failures: Mutex::default(),
+        end: Mutex::new(Err(Error::Stopped)),
+        reply: Mutex::new(reply),
+    });
+    let mut all = RemoveAll::default();
+    let mut purge = Purge::Of(StagingDir {
+        path: dir,
+        is_default: false,
+    });
+    registry.sweeper.give(move || {
+        reset.contained(|| {
+            let manifest = &reset.registry.manifest;
+            let later = || Some(reset.clone().later());
+            if all.batch(manifest, later, |removal| reset.remove(removal)) {
+                return Progress::More;
+            }
+            match purge.batch(BATCH) {
+                Some(failures) => {
+                    reset.failures.lock().extend(failures);
+                    Progress::More
+                }
+                None => {
+                    *reset.end.lock() = Ok(());
+                    Progress::Done
+                }
+            }
+        })
+    });
+}
+
+/// A reset under way, held by all that is still to be removed. The last to let go of it has the reply
+/// sent.
+struct Reset {
+    registry: Arc<Registry>,
+    failures: Mutex<Failures>,
+    /// How the walk over the attachments ended. If the thread ended before, it has not.
+    end: Mutex<Result<()>>,
+    reply: Mutex<Reply<Failures>>,
+}
+
+impl Reset {
+    /// Runs a part of it. A panic is its result.
+    fn contained(&self, part: impl FnOnce() -> Progress) -> Progress {
+        panics::contained(part).unwrap_or_else(|panic| {
+            *self.end.lock() = Err(panic);
+            Progress::Done
+        })
+    }
+
+    fn remove(&self, removal: Removal<Arc<StagedFile>>) {
+        if let Err((attachment, error)) = remove_one(removal, remover(&self.registry)) {
+            let path = attachment.file.path.to_path_buf();
+            self.failures.lock().push((path, error));
+        }
+    }
+
+    /// Has the cleanup thread remove an attachment once somebody else has ended the work on it.
+    fn later(self: Arc<Self>) -> Later<Arc<StagedFile>> {
+        Box::new(move |mut removal| {
+            let sweeper = self.registry.sweeper.clone();
+            sweeper.give(move || {
+                self.contained(|| {
+                    removal
+                        .take()
+                        .into_iter()
+                        .for_each(|removal| self.remove(removal));
+                    Progress::Done
+                })
+            });
+        })
+    }
+}
+
+impl Drop for Reset {
+    fn drop(&mut self) {
+        self.registry.areas.drop_empty();
+        forget_removed(&self.registry);
+        let failures = std::mem::take(&mut *self.failures.lock());
+        let end = self.end.lock().clone();
+        self.reply.lock().send(end.map(|()| failures));
+    }
+}
+
+/// A walk over what has expired.
+pub struct Sweep {
+    cursor: Option<ExpiryCursor>,
+}
+
+impl Default for Sweep {
+    fn default() -> Self {
+        Self {
+            cursor: Some(ExpiryCursor::start()),
+        }
+    }
+}
+
+impl Sweep {
+    /// Removes the next ones that have expired `now`; `None` if there are no more.
+    pub fn batch<F: File>(
+        &mut self,
+        manifest: &Manifest<F>,
+        now: Now,
+        remove: impl Fn(&F) -> Result<()>,
+    ) -> Option<Removed<F>> {
+        panics::point("sweep");
+        self.cursor.as_ref()?;
+        let mut part = Removed::default();
+        for removal in manifest.claim_expired(now, &mut self.cursor, BATCH) {
+            match remove_one(removal, &remove) {
+                Ok(attachment) => part.cleaned.push(attachment),
+                Err(failed) => part.failed.push(failed),
+            }
+        }
+        Some(part)
+    }
+}
+
+/// A walk over every attachment that is there when it begins.
+pub struct RemoveAll<F> {
+    /// `None` before the first step.
+    listing: Option<Listing<F>>,
+    next: usize,
+}
+
+impl<F> Default for RemoveAll<F> {
+    fn default() -> Self {
+        Self {
+            listing: None,
+            next: 0,
+        }
+    }
+}
+
+impl<F: File + Send + Sync + 'static> RemoveAll<F> {
+    /// Has the next ones removed by `remove`, those that somebody is at work on by `later` (see
+    /// [`Manifest::claim`]); whether there were any.
+    pub fn batch(
+        &mut self,
+        manifest: &Manifest<F>,
+        later: impl FnMut() -> Option<Later<F>>,
+        remove: impl FnMut(Removal<F>),
+    ) -> bool {
+        panics::point("remove_all");
+        let listing = self.listing.get_or_insert_with(|| manifest.list());
+        let Some((batch, next)) = listing.part(self.next, BATCH) else {
+            return false;
+        };
+        self.next = next;
+        manifest.claim(&batch, later).into_iter().for_each(remove);
+        true
+    }
+}
+
+/// Removes an attachment's file, and the attachment with it. If that fails it stays.
+///
+/// # Errors
+/// The attachment, and why `remove` failed.
+pub fn remove_one<F: File>(
+    removal: Removal<F>,
+    remove: impl Fn(&F) -> Result<()>,
+) -> Result<Attachment<F>, (Attachment<F>, Error)> {
+    panics::point("remove");
+    let removed = remove(&removal.attachment().file);
+    panics::point("removed");
+    match removed {
+        Ok(()) => Ok(removal.commit()),
+        Err(error) => Err((removal.attachment().clone(), error)),
+    }
+}
+
+/// What removes the files of a registry.
+pub(super) fn remover(registry: &Registry) -> impl Fn(&Arc<StagedFile>) -> Result<()> {
+    |file| {
+        file.remove()?;
+        if let Some(recognition) = &registry.recognition {
+            recognition.one_was_removed();
+        }
+        Ok(())
+    }
+}
+
+/// Forgets the sources of files that have been removed.
+fn forget_removed(registry: &Registry) {
+    if let Some(recognition) = &registry.recognition {
+        recognition.forget_removed();
+    }
+}

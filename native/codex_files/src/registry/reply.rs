@@ -1,0 +1,47 @@
+//! The answer to somebody who has given the cleanup thread something to do.
+
+use crate::error::{Error, Result};
+use crate::panics::contained;
+use crate::threads::sweeper::{Progress, Work};
+
+/// Sent once. Dropped unsent, because the thread has ended, it says so: nobody waits for ever.
+pub struct Reply<T>(Option<Box<dyn FnOnce(Result<T>) + Send>>);
+
+impl<T> Reply<T> {
+    /// `send` is called once, on any thread.
+    pub fn new(send: impl FnOnce(Result<T>) + Send + 'static) -> Self {
+        Self(Some(Box::new(send)))
+    }
+
+    /// Sends it. A panic on the way harms nobody else.
+    pub(super) fn send(&mut self, result: Result<T>) {
+        if let Some(send) = self.0.take() {
+            let _ = contained(|| send(result));
+        }
+    }
+}
+
+impl<T> Drop for Reply<T> {
+    fn drop(&mut self) {
+        self.send(Err(Error::Stopped));
+    }
+}
+
+/// The work of which `batch` does one batch after the other, until it has a result, which is the reply;
+/// so is a panic.
+pub(super) fn replying<T: 'static>(
+    mut reply: Reply<T>,
+    mut batch: impl FnMut() -> Option<T> + Send + 'static,
+) -> Work {
+    Box::new(move || match contained(&mut batch) {
+        Ok(None) => Progress::More,
+        Ok(Some(done)) => {
+            reply.send(Ok(done));
+            Progress::Done
+        }
+        Err(panic) => {
+            reply.send(Err(panic));
+            Progress::Done
+        }
+    })
+}

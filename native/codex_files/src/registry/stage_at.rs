@@ -1,0 +1,137 @@
+//! Staging under a checksum and at a destination that the caller chose.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::admission::{Admitted, Answer, admit, answer, enter, fail, known, renew};
+use super::{Attachment, MakeWaiter, Outcome, Registry, Staging};
+use crate::checksum::{self, Checksum};
+use crate::disk::elsewhere;
+use crate::disk::file_id::FileId;
+use crate::disk::source::{self, INLINE_LIMIT, Source};
+use crate::disk::staged_file::StagedFile;
+use crate::disk::staging_dir::StagingDir;
+use crate::error::{Error, Result};
+use crate::panics::{self, contained};
+use crate::retention::Retention;
+use crate::threads::copiers;
+
+/// What is to be staged, and where.
+#[derive(Clone, Debug)]
+pub struct StageAt {
+    /// The manifest key. In the form of a SHA-256 digest it is verified against the content.
+    pub checksum: Checksum,
+    /// The name to report.
+    pub name: Box<[u8]>,
+    /// How long to keep it.
+    pub retention: Retention,
+    /// The size to report, in bytes.
+    pub size: u64,
+    /// What to copy.
+    pub source: PathBuf,
+    /// Where to.
+    pub destination: PathBuf,
+    /// Where the records of what lies elsewhere are kept.
+    pub staging_dir: StagingDir,
+}
+
+/// Stages a known checksum again if that takes no more than a look at a file of this machine. That
+/// is short enough for a scheduler's thread, if not for nothing: what no cache leads to any more is
+/// read from the disk.
+#[must_use]
+pub fn refresh(registry: &Registry, checksum: &[u8], retention: Retention) -> Option<Attachment> {
+    let file = registry.manifest.lookup(checksum)?;
+    if !file.is_local() {
+        return None;
+    }
+    renew(registry, &file, retention)
+}
+
+/// Stages a file under the caller's checksum.
+pub fn stage_at(
+    registry: &Arc<Registry>,
+    request: &StageAt,
+    make_waiter: MakeWaiter<'_>,
+) -> Answer {
+    answer(|| {
+        let staging = match admit(registry, &request.checksum, request.retention, make_waiter)? {
+            Admitted::Known(attachment) => return Ok(Answer::Now(known(attachment))),
+            Admitted::Waiting => return Ok(Answer::ByWaiter),
+            Admitted::Lead(staging) => staging,
+        };
+        // From here on the ticket gives an error to all who wait.
+        let source = match open(registry, request) {
+            Ok(source) => source,
+            Err(error) => return Ok(Answer::Now(fail(staging, error))),
+        };
+        if source.size() <= INLINE_LIMIT as u64 {
+            return Ok(Answer::Now(copy_and_enter(
+                registry, request, &source, staging,
+            )));
+        }
+        let size = source.size();
+        let (registry, request, waiter) = (registry.clone(), request.clone(), make_waiter());
+        copiers::run(size, move || {
+            let copied = contained(|| {
+                panics::point("copier");
+                match open(&registry, &request) {
+                    Ok(source) => copy_and_enter(&registry, &request, &source, staging),
+                    Err(error) => fail(staging, error),
+                }
+            });
+            waiter.answer(copied.unwrap_or_else(Outcome::Failed));
+        });
+        Ok(Answer::ByWaiter)
+    })
+}
+
+fn open<'a>(registry: &'a Registry, request: &'a StageAt) -> Result<Source<'a>> {
+    let seen = FileId::of(&source::look(&request.source)?);
+    let there = elsewhere::look_at_destination(&request.destination)?;
+    if there.is_some_and(|there| there == seen) {
+        return Err(Error::DestinationIsSource(request.source.as_path().into()));
+    }
+    Ok(Source::open(&request.source)?.until(&registry.stopping))
+}
+
+fn copy_and_enter(
+    registry: &Registry,
+    request: &StageAt,
+    source: &Source<'_>,
+    staging: Staging,
+) -> Outcome {
+    let copied = registry.work().and_then(|work| {
+        let file = copy(registry, request, source, &staging)?;
+        Ok((file, work))
+    });
+    match copied {
+        Ok((file, _work)) => enter(staging, file),
+        Err(error) => fail(staging, error),
+    }
+}
+
+fn copy(
+    registry: &Registry,
+    request: &StageAt,
+    source: &Source<'_>,
+    staging: &Staging,
+) -> Result<StagedFile> {
+    registry.areas.with_area(&request.staging_dir, |area| {
+        let replaces = staging.replaces().map(|file| &**file);
+        let mode = source.staged_mode();
+        let scratch = elsewhere::scratch_beside(area, &request.destination, replaces, mode)?;
+        let content = source.copy_into(scratch.file()?, scratch.path())?;
+        if checksum::is_digest(&request.checksum) {
+            let actual = checksum::hex(&content.digest);
+            if actual.as_bytes() != &*request.checksum {
+                return Err(Error::ChecksumMismatch { actual }.into());
+            }
+        }
+        Ok(scratch.publish(
+            request.checksum.clone(),
+            request.name.clone(),
+            request.size,
+            mode,
+        )?)
+    })
+}

@@ -1,0 +1,348 @@
+//! Staging a file under the digest of its content, in the registry's own area.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::admission::{Admitted, Answer, admit, answer, enter, fail, known, renew};
+use super::{Attachment, MakeWaiter, Outcome, Registry, Staging, Waiter};
+use crate::checksum::{self, Content};
+use crate::disk::area::PublishError;
+use crate::disk::file_id::Fingerprint;
+use crate::disk::scratch;
+use crate::disk::source::{self, Buffer, INLINE_LIMIT, SMALL_BUFFER, Source};
+use crate::disk::staging_dir::StagingDir;
+use crate::error::{Error, Result};
+use crate::panics::{self, contained};
+use crate::recognition::Likeness;
+use crate::retention::Retention;
+use crate::threads::copiers;
+use crate::time::Now;
+
+/// What is to be staged, and how.
+#[derive(Clone, Debug)]
+pub struct StageFile {
+    /// What to copy.
+    pub source: PathBuf,
+    /// The name to stage it under.
+    pub name: Box<[u8]>,
+    /// How long to keep it.
+    pub retention: Retention,
+    /// Where.
+    pub staging_dir: StagingDir,
+}
+
+/// Why [`refresh`] did not stage a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// A regular file is there that is not recognised: it is to be read.
+    New,
+    /// A glance was not enough to tell: it is to be looked at.
+    Unseen,
+}
+
+/// For how long a copy that had no room beside others is tried again, by a copier that does nothing
+/// else meanwhile.
+const ROOM_WAIT: Duration = Duration::from_secs(10);
+
+thread_local! {
+    /// One small file's content, kept so that staging one allocates nothing that large.
+    static SMALL_CONTENT: RefCell<Buffer> = RefCell::new(source::buffer(SMALL_BUFFER));
+}
+
+/// Stages a file again that is recognised, if that takes no more than a look at it that waits for
+/// nothing, and one at its copy as [`super::stage_at::refresh`] takes.
+///
+/// # Errors
+/// [`Miss`], for [`stage_file`] to go on from.
+pub fn refresh(
+    registry: &Registry,
+    source: &Path,
+    retention: Retention,
+) -> std::result::Result<Attachment, Miss> {
+    let recognition = registry.recognition.as_ref().ok_or(Miss::Unseen)?;
+    let seen = source::glance(source).ok_or(Miss::Unseen)?;
+    let file = recognition.find(&seen, Likeness::Proof).ok_or(Miss::New)?;
+    if !file.is_local() {
+        return Err(Miss::Unseen);
+    }
+    renew(registry, &file, retention).ok_or(Miss::Unseen)
+}
+
+/// Stages a file under its own digest. `miss` is what a glance has told of it just now: a file that
+/// is new is not looked at again before it is opened.
+pub fn stage_file(
+    registry: &Arc<Registry>,
+    request: &StageFile,
+    miss: Miss,
+    make_waiter: MakeWaiter<'_>,
+) -> Answer {
+    answer(|| {
+        if miss == Miss::Unseen {
+            let seen = Fingerprint::of(&source::look(&request.source)?);
+            if let Some(attachment) = renew_unchanged(registry, &seen, request.retention) {
+                return Ok(Answer::Now(known(attachment)));
+            }
+        }
+        let started = Now::read();
+        let source = Source::open(&request.source)?;
+        let small = SMALL_CONTENT.with_borrow_mut(|buffer| {
+            source.read_small(buffer)?.map_or(Ok(None), |length| {
+                let content = &buffer[..length];
+                stage_small(registry, request, &source, started, content, make_waiter).map(Some)
+            })
+        })?;
+        if let Some(answer) = small {
+            return Ok(answer);
+        }
+        let (size, waiter) = (source.size(), make_waiter());
+        let (registry, request) = (registry.clone(), request.clone());
+        copiers::run(size, move || {
+            let mut waiter = Some(waiter);
+            let staged = contained(|| {
+                panics::point("copier");
+                stage_large(&registry, &request, &mut waiter)
+            });
+            // Whoever holds the ticket that is waited for has the waiter otherwise.
+            if let Some(waiter) = waiter {
+                waiter.answer(
+                    staged
+                        .and_then(|staged| staged)
+                        .unwrap_or_else(Outcome::Failed),
+                );
+            }
+        });
+        Ok(Answer::ByWaiter)
+    })
+}
+
+/// Stages a file again that is recognised as one that was hashed before.
+fn renew_unchanged(
+    registry: &Registry,
+    seen: &Fingerprint,
+    retention: Retention,
+) -> Option<Attachment> {
+    let recognition = registry.recognition.as_ref()?;
+    let file = recognition.find(seen, Likeness::Proof)?;
+    renew(registry, &file, retention)
+}
+
+/// A small file, whose `content` has been read: it is written only if that is new.
+fn stage_small(
+    registry: &Registry,
+    request: &StageFile,
+    source: &Source<'_>,
+    started: Now,
+    content: &[u8],
+    make_waiter: MakeWaiter<'_>,
+) -> Result<Answer> {
+    let _work = registry.work()?;
+    let digest = checksum::digest(content);
+    let checksum = checksum::key(&digest);
+    let size = content.len() as u64;
+    let outcome = match admit(registry, &checksum, request.retention, make_waiter)? {
+        Admitted::Known(attachment) => known(attachment),
+        Admitted::Waiting => return Ok(Answer::ByWaiter),
+        Admitted::Lead(staging) => {
+            let published = registry.areas.with_area(&request.staging_dir, |area| {
+                let (name, mode) = (&request.name, source.staged_mode());
+                scratch::publish_content(area, &checksum, name, content, mode)
+            });
+            match published {
+                Ok(file) => enter(staging, file),
+                Err(error) => fail(staging, error),
+            }
+        }
+    };
+    remember(
+        registry,
+        source,
+        started,
+        Content { digest, size },
+        &outcome,
+    );
+    Ok(Answer::Now(outcome))
+}
+
+/// A large file: it is copied and hashed at once, and entered if its content turns out to be new. The
+/// outcome is the waiter's, if that is still here in the end.
+fn stage_large(
+    registry: &Registry,
+    request: &StageFile,
+    waiter: &mut Option<Waiter>,
+) -> Result<Outcome> {
+    let _work = registry.work()?;
+    let started = Now::read();
+    let source = Source::open(&request.source)?.until(&registry.stopping);
+    let Some(recognition) = &registry.recognition else {
+        return copy_large(registry, request, &source, started, false, waiter);
+    };
+    let seen = source.fingerprint();
+    // If somebody copies it right now, it will be recognised afterwards.
+    let copying = if source.would_show_changes_since(started) {
+        match recognition.copying(seen, waiter) {
+            None => return Ok(Outcome::Retry),
+            copying => copying,
+        }
+    } else {
+        None
+    };
+    // While this copy waited for its turn, somebody else may have made it.
+    if let Some(attachment) = renew_unchanged(registry, &seen, request.retention) {
+        return Ok(known(attachment));
+    }
+    // What was staged before, and looks the same, is probably staged still.
+    let read_first = [Likeness::Hint, Likeness::Proof].iter().any(|&likeness| {
+        let file = recognition.find(&seen, likeness);
+        file.is_some_and(|file| file.is_intact())
+    });
+    let result = copy_large(registry, request, &source, started, read_first, waiter);
+    if let (Some(copying), Err(error) | Ok(Outcome::Failed(error))) = (copying, &result)
+        && error.is_lack_of_room()
+    {
+        copying.fail(error);
+    }
+    result
+}
+
+/// Copies it, or reads it first: to read a file once more costs less than a copy in vain, and takes no
+/// room.
+fn copy_large(
+    registry: &Registry,
+    request: &StageFile,
+    source: &Source<'_>,
+    started: Now,
+    read_first: bool,
+    waiter: &mut Option<Waiter>,
+) -> Result<Outcome> {
+    let mut staging = None;
+    let mut lack_of_room = None;
+    let mut deadline = None;
+    let mut turn = None;
+    loop {
+        if staging.is_none() && (read_first || lack_of_room.is_some()) {
+            let content = source.content()?;
+            let checksum = checksum::key(&content.digest);
+            match admit(registry, &checksum, request.retention, || hand_over(waiter))? {
+                Admitted::Lead(lead) => staging = Some(lead),
+                Admitted::Waiting => return Ok(Outcome::Retry),
+                Admitted::Known(attachment) => {
+                    let outcome = known(attachment);
+                    remember(registry, source, started, content, &outcome);
+                    return Ok(outcome);
+                }
+            }
+        }
+        // There was no room, and the content is not known.
+        if let Some((error, beside_others)) = lack_of_room.take() {
+            let Some(since) = beside_others else {
+                return fail_if_lead(staging, error);
+            };
+            // Others may have taken it.
+            let until = *deadline.get_or_insert_with(|| Instant::now() + ROOM_WAIT);
+            if Instant::now() >= until {
+                return fail_if_lead(staging, error);
+            }
+            if turn.is_none() {
+                turn = registry.space.turn_to_make_again(until);
+            }
+            registry.space.wait_for_an_end(since, until);
+        }
+        let copy = registry.space.begin();
+        match copy_once(registry, request, source, started, &mut staging, waiter) {
+            Err(error) if error.is_lack_of_room() => {
+                lack_of_room = Some((error, copy.end_if_beside_others()));
+            }
+            Err(error) => return fail_if_lead(staging, error),
+            outcome => return outcome,
+        }
+    }
+}
+
+/// `staging` is a ticket for what the content was a moment ago, if that is known; after an error the
+/// one for what it is, if there is one.
+fn copy_once(
+    registry: &Registry,
+    request: &StageFile,
+    source: &Source<'_>,
+    started: Now,
+    staging: &mut Option<Staging>,
+    waiter: &mut Option<Waiter>,
+) -> Result<Outcome> {
+    let mode = source.staged_mode();
+    let copied = registry.areas.with_area(&request.staging_dir, |area| {
+        let scratch = scratch::numbered(area, mode)?;
+        let content = source.copy_into(scratch.file()?, scratch.path())?;
+        let checksum = checksum::key(&content.digest);
+        // A ticket for another content is of no use.
+        let ticket = staging
+            .take()
+            .filter(|staging| *staging.checksum() == checksum);
+        let admitted = match ticket {
+            Some(ticket) => Admitted::Lead(ticket),
+            None => admit(registry, &checksum, request.retention, || hand_over(waiter))?,
+        };
+        let lead = match admitted {
+            Admitted::Lead(lead) => staging.insert(lead),
+            // This copy was in vain.
+            Admitted::Known(attachment) => return Ok((content, Err(known(attachment)))),
+            Admitted::Waiting => return Ok((content, Err(Outcome::Retry))),
+        };
+        let published = scratch.publish(lead.checksum(), &request.name, content.size, mode);
+        if matches!(published, Err(PublishError::AreaLost)) {
+            // The copy went with its area, and the next one may have another content.
+            *staging = None;
+        }
+        Ok((content, Ok(published?)))
+    });
+    let (content, published) = copied?;
+    let outcome = match (published, staging.take()) {
+        (Ok(file), Some(staging)) => enter(staging, file),
+        (Ok(_), None) => Outcome::Retry,
+        (Err(outcome), _) => outcome,
+    };
+    remember(registry, source, started, content, &outcome);
+    Ok(outcome)
+}
+
+/// Remembers the source of what was staged. A file that says that it has another number of bytes than
+/// have been read may say anything of its times.
+fn remember(
+    registry: &Registry,
+    source: &Source<'_>,
+    started: Now,
+    content: Content,
+    outcome: &Outcome,
+) {
+    let (Some(recognition), Outcome::Staged { attachment, .. }) = (&registry.recognition, outcome)
+    else {
+        return;
+    };
+    let likeness = if source.size() == content.size && source.would_show_changes_since(started) {
+        Likeness::Proof
+    } else if content.size > INLINE_LIMIT as u64 {
+        Likeness::Hint
+    } else {
+        // A small file is read in any case.
+        return;
+    };
+    recognition.remember(&source.fingerprint(), likeness, &attachment.file, || {
+        let totals = registry.manifest.metrics().totals;
+        let staged = totals.persistent_count + totals.expirable_count;
+        usize::try_from(staged).unwrap_or(usize::MAX)
+    });
+}
+
+/// The waiter, for whoever is at work on the same checksum.
+fn hand_over(waiter: &mut Option<Waiter>) -> Waiter {
+    waiter.take().unwrap_or_else(|| Waiter::new(drop))
+}
+
+/// The error, also for those who wait for the ticket, if there is one.
+fn fail_if_lead(staging: Option<Staging>, error: Error) -> Result<Outcome> {
+    match staging {
+        Some(staging) => Ok(fail(staging, error)),
+        None => Err(error),
+    }
+}

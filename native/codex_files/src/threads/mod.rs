@@ -1,0 +1,4 @@
+//! The threads: who does work, whatever it is.
+
+pub(crate) mod copiers;
+pub(crate) mod sweeper;

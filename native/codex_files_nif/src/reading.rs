@@ -1,0 +1,35 @@
+//! Reading what is staged.
+
+use rustler::{Encoder, Env, ResourceArc, Term};
+
+use crate::atoms;
+use crate::encode::{self, Encoding};
+use crate::guard::guarded;
+use crate::registries::Handle;
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn list<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
+    guarded(env, "nif-list", || {
+        let listing = handle.registry.manifest().list();
+        Ok(Encoding::new(env).attachments(listing.iter()))
+    })
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn metrics<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
+    guarded(env, "nif-metrics", || {
+        Ok(encode::metrics(env, &handle.registry.manifest().metrics()))
+    })
+}
+
+/// Not on a dirty scheduler, which would take most of its time. A `:miss` if it had to wait.
+#[rustler::nif]
+fn try_metrics<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
+    guarded(env, "nif-try_metrics", || {
+        let metrics = handle.registry.manifest().try_metrics();
+        Ok(metrics.map_or_else(
+            || atoms::miss().encode(env),
+            |metrics| encode::metrics(env, &metrics),
+        ))
+    })
+}

@@ -1,0 +1,45 @@
+//! A registry: how one is opened, and ended.
+
+use std::time::Duration;
+
+use codex_files::registry::{keeper, remove};
+use rustler::{Binary, Encoder, Env, Reference, ResourceArc, Term};
+
+use crate::guard::{self, guarded};
+use crate::mailbox::ReplyTo;
+use crate::registries::{self, Handle};
+use crate::{atoms, decode, encode};
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn open<'a>(
+    env: Env<'a>,
+    name: Binary<'a>,
+    cleanup_interval_ms: u64,
+    recognise_unchanged: bool,
+) -> Term<'a> {
+    guarded(env, "nif-open", || {
+        let interval = Duration::from_millis(cleanup_interval_ms);
+        let opened = registries::open(env, name.as_slice(), interval, recognise_unchanged);
+        Ok(guard::result(env, opened, |handle| {
+            (atoms::ok(), handle).encode(env)
+        }))
+    })
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn stop<'a>(env: Env<'a>, handle: ResourceArc<Handle>, reference: Reference<'a>) -> Term<'a> {
+    guarded(env, "nif-stop", || {
+        registries::forget(&handle);
+        let reply = ReplyTo::new(env, reference).reply(encode::removed);
+        keeper::stop(&handle.registry, reply);
+        Ok(atoms::wait().encode(env))
+    })
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn purge<'a>(env: Env<'a>, handle: ResourceArc<Handle>, staging_dir: Term<'a>) -> Term<'a> {
+    guarded(env, "nif-purge", || {
+        remove::purge(&handle.registry, &decode::staging_dir(staging_dir)?);
+        Ok(atoms::ok().encode(env))
+    })
+}

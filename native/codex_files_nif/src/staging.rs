@@ -1,0 +1,103 @@
+//! Staging: a quick look on the caller's scheduler, and whatever takes longer.
+
+use codex_files::registry::admission::Answer;
+use codex_files::registry::stage_file::Miss;
+use codex_files::registry::{Attachment, stage_at, stage_file};
+use rustler::{Atom, Encoder, Env, Reference, ResourceArc, Term};
+
+use crate::decode::{FileOpts, StageOpts};
+use crate::guard::guarded;
+use crate::mailbox::ReplyTo;
+use crate::registries::Handle;
+use crate::{atoms, decode, encode};
+
+/// Not on a dirty scheduler: a look at the manifest, and at one file of this machine. Anything that
+/// could take longer is a `:miss`.
+#[rustler::nif]
+fn refresh_at<'a>(env: Env<'a>, handle: ResourceArc<Handle>, opts: Term<'a>) -> Term<'a> {
+    guarded(env, "nif-refresh_at", || {
+        let opts = StageOpts::decode(opts)?;
+        let known = stage_at::refresh(&handle.registry, &opts.checksum, opts.retention);
+        Ok(known.map_or_else(|| atoms::miss().encode(env), |known| renewed(env, known)))
+    })
+}
+
+/// As `refresh_at`, for a file that is staged under the digest of its content. `stage_file` wants to
+/// know what kind of a miss it was.
+#[rustler::nif]
+fn refresh_file<'a>(
+    env: Env<'a>,
+    handle: ResourceArc<Handle>,
+    path: Term<'a>,
+    name: Term<'a>,
+    persist: Term<'a>,
+    ttl_ms: Term<'a>,
+) -> Term<'a> {
+    guarded(env, "nif-refresh_file", || {
+        let opts = FileOpts::decode(path, name, persist, ttl_ms)?;
+        let known = stage_file::refresh(&handle.registry, opts.source, opts.retention);
+        Ok(match known {
+            Ok(known) => renewed(env, known),
+            Err(Miss::New) => atoms::new().encode(env),
+            Err(Miss::Unseen) => atoms::unseen().encode(env),
+        })
+    })
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn stage_at<'a>(
+    env: Env<'a>,
+    handle: ResourceArc<Handle>,
+    staging_dir: Term<'a>,
+    opts: Term<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    guarded(env, "nif-stage_at", || {
+        let opts = StageOpts::decode(opts)?;
+        let request = opts.into_request(decode::staging_dir(staging_dir)?);
+        let waiter = || ReplyTo::new(env, reference).waiter();
+        let answer = stage_at::stage_at(&handle.registry, &request, &waiter);
+        Ok(answered(env, answer))
+    })
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "a tuple or map would only be taken apart again"
+)]
+fn stage_file<'a>(
+    env: Env<'a>,
+    handle: ResourceArc<Handle>,
+    staging_dir: Term<'a>,
+    path: Term<'a>,
+    name: Term<'a>,
+    persist: Term<'a>,
+    ttl_ms: Term<'a>,
+    miss: Atom,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    guarded(env, "nif-stage_file", || {
+        let opts = FileOpts::decode(path, name, persist, ttl_ms)?;
+        let request = opts.into_request(decode::staging_dir(staging_dir)?);
+        let waiter = || ReplyTo::new(env, reference).waiter();
+        let miss = if miss == atoms::new() {
+            Miss::New
+        } else {
+            Miss::Unseen
+        };
+        let answer = stage_file::stage_file(&handle.registry, &request, miss, &waiter);
+        Ok(answered(env, answer))
+    })
+}
+
+fn renewed(env: Env<'_>, attachment: Attachment) -> Term<'_> {
+    encode::outcome(env, &codex_files::registry::admission::known(attachment))
+}
+
+fn answered(env: Env<'_>, answer: Answer) -> Term<'_> {
+    match answer {
+        Answer::Now(outcome) => encode::outcome(env, &outcome),
+        Answer::ByWaiter => atoms::wait().encode(env),
+    }
+}
