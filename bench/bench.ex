@@ -131,7 +131,7 @@ defmodule Bench do
     if larges != [], do: Large.run(larges, settings.large_mib, dirs, settings, report)
     sizes = settings.entries ++ [settings.many]
     if "memory" in rows or "core" in rows, do: Scale.core(sizes, rows, memory, report)
-    if "list_all" in rows, do: Scale.list_all(sizes, settings, report)
+    if "list_all" in rows, do: Scale.list_all(sizes, dirs, settings, report)
     fairness = if "fairness" in rows, do: Fairness.run(settings.fairness_mib, dirs, settings)
     if fairness, do: Report.fairness(fairness)
 

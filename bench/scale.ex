@@ -2,13 +2,12 @@ defmodule Bench.Scale do
   @moduledoc false
   # What entries cost when there are very many of them: in memory, and in time. A million real files
   # take too long to stage, so the entries of the rows of a million have no files: they are made in
-  # the core (native/codex_files/examples/manifest_at_scale.rs), and in a registry of this VM as for
-  # a file module that keeps its files out of sight.
+  # the core (native/codex_files/examples/manifest_at_scale.rs), and in a registry of a library that
+  # can also enter what is not there (native/codex_files_nif/examples/entries_nif.rs).
 
-  import Bench.Measure, only: [side: 2, calls: 4]
+  import Bench.Measure, only: [side: 2]
 
-  alias Bench.{Measure, Report, Result, Row, Scene, Sources}
-  alias Codex.Files.{Native, Registry}
+  alias Bench.{EntriesNif, Measure, Report, Result, Row, Scene, Sources}
 
   @names ~w(memory core list_all)
 
@@ -113,15 +112,15 @@ defmodule Bench.Scale do
   end
 
   @doc "`list`, `metrics` and a cleanup of nothing at each of the sizes, through the VM, no files."
-  def list_all(sizes, settings, report) do
+  def list_all(sizes, dirs, settings, report) do
     results =
       for entries <- sizes do
-        handle = registry(entries)
-        {:ok, holder} = Agent.start_link(fn -> Native.list(handle) end, timeout: :infinity)
+        handle = registry(entries, dirs)
+        {:ok, holder} = Agent.start_link(fn -> EntriesNif.list(handle) end, timeout: :infinity)
         rows = list_rows(handle, holder, entries)
         results = for row <- rows, do: %Result{row: row, values: Measure.rounds(row, settings)}
         :ok = Agent.stop(holder)
-        close(handle)
+        stop(handle)
         results
       end
 
@@ -157,7 +156,7 @@ defmodule Bench.Scale do
         title: "list, entries without files",
         entries: entries,
         sides: [
-          side(:codex_files, fn _, _ -> Native.list(handle) end),
+          side(:codex_files, fn _, _ -> EntriesNif.list(handle) end),
           side(:copying, fn _, _ -> Agent.get(holder, & &1, :infinity) end)
         ]
       },
@@ -165,7 +164,7 @@ defmodule Bench.Scale do
         name: "list_all",
         title: "metrics, entries without files",
         entries: entries,
-        sides: [side(:codex_files, fn _, _ -> Registry.metrics(handle) end)],
+        sides: [side(:codex_files, fn _, _ -> metrics(handle) end)],
         bars: [{:at_most, 5_000}]
       },
       %Row{
@@ -178,48 +177,32 @@ defmodule Bench.Scale do
     ]
   end
 
-  defp registry(entries) do
-    {handle, _adopted?} =
-      Native.open(:erlang.term_to_binary({__MODULE__, entries}), 3_600_000, false)
+  defp registry(entries, dirs) do
+    {:ok, handle} =
+      EntriesNif.open(:erlang.term_to_binary({__MODULE__, entries}), 3_600_000, false)
 
-    calls(
-      fn _, number ->
-        {:copy, ticket} = Native.admit(handle, entry(number), make_ref())
-        {:ok, _, _} = Native.commit_staging(ticket)
-      end,
-      nil,
-      2,
-      entries
-    )
-
+    source = Path.join(dirs.work, "a real one")
+    File.write!(source, :binary.copy("x", Sources.size()))
+    opts = [{dirs.ours, false}, source, :error, false, 86_400_000, :new, make_ref()]
+    {:ok, _attachment, false} = apply(EntriesNif, :stage_file, [handle | opts])
+    :ok = EntriesNif.enter(handle, entries - 1)
+    %{total_count: ^entries} = metrics(handle)
     handle
   end
 
-  # A key that is not a digest, so that no file is read to verify it.
-  defp entry(number) do
-    key = "entry-" <> String.pad_leading(Integer.to_string(number), 58, "0")
-    name = "file-#{number}.bin"
-
-    %{
-      checksum: key,
-      name: name,
-      persist: false,
-      ttl_ms: 86_400_000,
-      size: Sources.size(),
-      source_path: "/nowhere/" <> name,
-      destination_path: "/nowhere/codex_files/codex_files-0123456789abcdef/#{key}/#{name}"
-    }
+  defp metrics(handle) do
+    with :miss <- EntriesNif.try_metrics(handle), do: EntriesNif.metrics(handle)
   end
 
   defp cleanup(handle) do
     ref = make_ref()
-    :wait = Native.force_cleanup(handle, ref)
+    :wait = EntriesNif.force_cleanup(handle, ref)
     receive do: ({^ref, {:ok, {[], []}}} -> :ok)
   end
 
-  defp close(handle) do
+  defp stop(handle) do
     ref = make_ref()
-    :wait = Native.close(handle, ref)
+    :wait = EntriesNif.stop(handle, ref)
     receive do: ({^ref, _result} -> :ok)
   end
 end

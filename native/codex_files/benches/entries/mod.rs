@@ -87,7 +87,11 @@ pub fn file(number: usize) -> Handle {
 }
 
 /// Enters a file whose checksum is not known yet.
-pub fn enter(manifest: &Samples, file: &Handle, retention: Retention) -> Attachment<Handle> {
+pub fn enter<F: File + 'static>(
+    manifest: &Manifest<F>,
+    file: &F,
+    retention: Retention,
+) -> Attachment<F> {
     let admission = manifest.admit(file.key(), retention, None, || Waiter::new(drop));
     match admission.expect("it has not been stopped") {
         Admission::Lead(staging) => staging

@@ -55,6 +55,23 @@ pub(super) enum Place {
 }
 
 impl StagedFile {
+    /// As if another file had been staged beside this one. It is nowhere.
+    #[cfg(feature = "bench")]
+    #[must_use]
+    pub fn pretend_another(&self, checksum: Checksum, name: &str) -> Self {
+        let area = self.area().path();
+        Self {
+            path: area.join(OsStr::from_bytes(&checksum)).join(name).into(),
+            checksum,
+            name: name.as_bytes().into(),
+            size: self.size,
+            stamp: self.stamp,
+            place: match &self.place {
+                Place::Area(area) | Place::Elsewhere { area, .. } => Place::Area(area.clone()),
+            },
+        }
+    }
+
     /// Whether the file is still there, as it was written.
     pub(crate) fn is_intact(&self) -> bool {
         sys::lstat(&self.path).is_ok_and(|stat| Stamp::of(&stat) == self.stamp)
