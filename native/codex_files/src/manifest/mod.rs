@@ -6,6 +6,7 @@
 //! While a ticket for a checksum is out, everybody else who wants to work on it waits.
 
 pub mod attachment;
+mod slots;
 mod state;
 mod ticket;
 pub mod waiting;
@@ -13,9 +14,8 @@ pub mod waiting;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use imbl::Vector;
-
 use self::attachment::{Attachment, File};
+use self::slots::Slots;
 use self::state::{Due, Entry, Shared, State, Waits};
 use self::waiting::{Outcome, Waiter};
 use crate::checksum::Checksum;
@@ -241,17 +241,22 @@ impl ExpiryCursor {
 }
 
 /// A snapshot of the attachments. Later changes do not show in it.
-pub struct Listing<F>(Vector<Option<Entry<F>>>);
+pub struct Listing<F>(Slots<Option<Entry<F>>>);
 
 impl<F: Clone> Listing<F> {
     /// The attachments from a place of the listing on, at most `limit`, and the place that comes after
     /// them; `None` at the end.
     #[must_use]
     pub fn part(&self, from: usize, limit: usize) -> Option<(Vec<Attachment<F>>, usize)> {
-        let until = self.0.len().min(from.saturating_add(limit));
-        (from < until).then(|| {
-            let part = self.0.focus().narrow(from..until).into_iter().flatten();
-            (part.map(|entry| entry.attachment.clone()).collect(), until)
+        let part: Vec<_> = (from..)
+            .take(limit)
+            .map_while(|slot| self.0.get(slot))
+            .collect();
+        let next = from + part.len();
+        let attachments = part.into_iter().flatten();
+        (next > from).then(|| {
+            let attachments = attachments.map(|entry| entry.attachment.clone());
+            (attachments.collect(), next)
         })
     }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::ops::{Bound, DerefMut};
 
 use foldhash::HashMap;
-use imbl::Vector;
 
 use super::attachment::{Attachment, EntryId, File};
+use super::slots::Slots;
 use super::waiting::{Outcome, UnderWay, Waiter};
 use crate::checksum::Checksum;
 use crate::panics;
@@ -96,12 +96,11 @@ impl<F> Waits<F> {
 }
 
 /// The memory of a manifest that has been emptied: [`State::entries`], `free` and `index`.
-pub(super) type Emptied<F> = (Vector<Option<Entry<F>>>, Vec<Slot>, HashMap<Checksum, Slot>);
+pub(super) type Emptied<F> = (Slots<Option<Entry<F>>>, Vec<Slot>, HashMap<Checksum, Slot>);
 
 pub(super) struct State<F: File> {
-    /// The attachments. A persistent vector: `list` takes a snapshot in constant time and reads it
-    /// without the lock.
-    pub(super) entries: Vector<Option<Entry<F>>>,
+    /// The attachments. `list` takes a copy and reads that without the lock.
+    pub(super) entries: Slots<Option<Entry<F>>>,
     /// The slots of `entries` that are `None`, each once.
     free: Vec<Slot>,
     /// The slot of each checksum: exactly the occupied slots.
@@ -122,7 +121,7 @@ pub(super) struct State<F: File> {
 impl<F: File> Default for State<F> {
     fn default() -> Self {
         Self {
-            entries: Vector::new(),
+            entries: Slots::default(),
             free: Vec::new(),
             index: HashMap::default(),
             expiry: BTreeSet::new(),
@@ -216,9 +215,9 @@ impl<F: File> State<F> {
     }
 
     fn insert(&mut self, attachment: Attachment<F>, deadline: Deadline) {
+        // Where none is free all are occupied.
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.entries.push_back(None);
-            Slot::try_from(self.entries.len() - 1).expect("memory ends before 2^32 entries")
+            Slot::try_from(self.index.len()).expect("memory ends before 2^32 entries")
         });
         self.index.insert(attachment.file.key().clone(), slot);
         self.fill(slot, attachment, deadline);
