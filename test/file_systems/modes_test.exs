@@ -30,29 +30,6 @@ defmodule Codex.Files.FileSystems.ModesTest do
         %{staging_dir: staging_dir, mount: mount, sources: [small, large]}
       end
 
-      # All that can be staged, in a VM with that umask.
-      defp stage_all(vm, context) do
-        inside =
-          for source <- context.sources,
-              do: ChildVM.eval(vm, quote(do: Codex.Files.stage(unquote(source), ttl_ms: 0)))
-
-        outside =
-          for {source, number} <- Enum.with_index(context.sources) do
-            destination = Path.join(context.mount.path, "places/#{number}/copy")
-            opts = stage_opts(source, checksum: "#{number}", destination_path: destination)
-            opts = Macro.escape(Map.put(opts, :ttl_ms, 0))
-            ChildVM.eval(vm, quote(do: Codex.Files.Registry.stage(unquote(opts))))
-          end
-
-        for {:ok, attachment} <- inside ++ outside, do: attachment
-      end
-
-      defp left(mount) do
-        for path <- files_below(mount.path),
-            not (path =~ ~r"\A(staging/|places/|staging/codex_files-[0-9a-f]{16}/)\z"),
-            do: path
-      end
-
       test "stages, recognises and removes", context do
         vm = ChildVM.start(context.staging_dir, [], umask: unquote(umask))
 
@@ -98,5 +75,28 @@ defmodule Codex.Files.FileSystems.ModesTest do
         for path <- foreign, do: assert(File.read!(path) == "of somebody else")
       end
     end
+  end
+
+  # All that can be staged, in a VM with that umask.
+  defp stage_all(vm, context) do
+    inside =
+      for source <- context.sources,
+          do: ChildVM.eval(vm, quote(do: Codex.Files.stage(unquote(source), ttl_ms: 0)))
+
+    outside =
+      for {source, number} <- Enum.with_index(context.sources) do
+        destination = Path.join(context.mount.path, "places/#{number}/copy")
+        opts = stage_opts(source, checksum: "#{number}", destination_path: destination)
+        opts = Macro.escape(Map.put(opts, :ttl_ms, 0))
+        ChildVM.eval(vm, quote(do: Codex.Files.Registry.stage(unquote(opts))))
+      end
+
+    for {:ok, attachment} <- inside ++ outside, do: attachment
+  end
+
+  defp left(mount) do
+    for path <- files_below(mount.path),
+        not (path =~ ~r"\A(staging/|places/|staging/codex_files-[0-9a-f]{16}/)\z"),
+        do: path
   end
 end
