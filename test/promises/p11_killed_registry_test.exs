@@ -166,6 +166,24 @@ defmodule Codex.Files.P11KilledRegistryTest do
     refute_receive {:late, _message}, 200
   end
 
+  test "a caller that has got an exit gets no answer from the work that goes on", context do
+    {:ok, registry} = Registry.ensure_started()
+    large = sparse_file(context.folder, "large", 200_000_000)
+    opts = stage_opts(large, destination_path: Path.join(context.folder, "copy"))
+
+    call = fn -> or_exit(fn -> GenServer.call(registry, {:stage, opts}, :infinity) end) end
+    caller = Task.async(fn -> {call.(), received_until_told()} end)
+    {:monitors, [process: worker]} = eventually(fn -> working(registry) end)
+    monitor = Process.monitor(worker)
+    kill_default_registry()
+
+    # The copy goes on.
+    eventually(fn -> match?([_attachment], Codex.Files.list_staged()) end)
+    assert_receive {:DOWN, ^monitor, :process, ^worker, _reason}, 20_000
+    send(caller.pid, :told)
+    assert {{:exit, {:killed, _call}}, []} = Task.await(caller)
+  end
+
   @tag timeout: 120_000
   test "killed #{@kills} times under load, it loses nothing and nobody hangs", context do
     configure(:attachment_cleanup_interval_ms, 5)
@@ -228,6 +246,17 @@ defmodule Codex.Files.P11KilledRegistryTest do
     call.()
   catch
     :exit, reason -> {:exit, reason}
+  end
+
+  defp working(registry) do
+    with {:monitors, []} <- Process.info(registry, :monitors), do: nil
+  end
+
+  defp received_until_told do
+    receive do
+      :told -> []
+      message -> [message | received_until_told()]
+    end
   end
 
   defp ok(result), do: match?({:ok, _attachment}, result) && result

@@ -302,17 +302,26 @@ defmodule Codex.Files.Registry do
   # For `Codex.Files`, whose work a registry with a file module does by call.
   def handle_call(:handle, _from, %{handle: handle} = state), do: {:reply, {:ok, handle}, state}
 
-  def handle_call(:list, from, %{handle: handle} = state),
-    do: {:noreply, start_worker(state, from, fn -> NativeRegistry.list(handle) end)}
+  # A large answer must not pass through this process. The worker dies with it instead.
+  def handle_call(:list, from, %{handle: handle} = state) do
+    registry = self()
+
+    list = fn ->
+      Process.link(registry)
+      GenServer.reply(from, NativeRegistry.list(handle))
+    end
+
+    {:noreply, start_worker(state, from, list)}
+  end
 
   def handle_call({:stage, opts}, from, %{handle: handle} = state),
-    do: {:noreply, start_worker(state, from, fn -> NativeRegistry.stage_at(handle, opts) end)}
+    do: {:noreply, start_answerer(state, from, fn -> NativeRegistry.stage_at(handle, opts) end)}
 
   def handle_call(:force_cleanup, from, %{handle: handle} = state),
-    do: {:noreply, start_worker(state, from, fn -> NativeRegistry.force_cleanup(handle) end)}
+    do: {:noreply, start_answerer(state, from, fn -> NativeRegistry.force_cleanup(handle) end)}
 
   def handle_call({:reset, dir}, from, %{handle: handle} = state),
-    do: {:noreply, start_worker(state, from, fn -> NativeRegistry.reset(handle, dir) end)}
+    do: {:noreply, start_answerer(state, from, fn -> NativeRegistry.reset(handle, dir) end)}
 
   def handle_call(request, _from, state),
     do: {:reply, {:error, {:unknown_request, request}}, state}
@@ -321,6 +330,11 @@ defmodule Codex.Files.Registry do
   def handle_cast(_request, state), do: {:noreply, state}
 
   @impl true
+  def handle_info({:codex_files, :answer, from, answer}, state) do
+    GenServer.reply(from, answer)
+    {:noreply, state}
+  end
+
   def handle_info({:DOWN, monitor, :process, _pid, reason}, state) do
     {from, workers} = Map.pop(state.workers, monitor)
     if from && reason != :normal, do: GenServer.reply(from, {:error, reason})
@@ -350,10 +364,16 @@ defmodule Codex.Files.Registry do
 
   ## Workers
 
-  # The worker answers the caller, lest a large answer pass through this process. If this process is
-  # killed before, the caller exits, and the answer that comes later is dropped.
+  # The answer goes through this process: if that is killed before, the caller exits, and an answer of
+  # the worker's own would be a stray message in the caller's mailbox. The work goes on, and has its
+  # events.
+  defp start_answerer(state, from, work) do
+    registry = self()
+    start_worker(state, from, fn -> send(registry, {:codex_files, :answer, from, work.()}) end)
+  end
+
   defp start_worker(state, from, work) do
-    {_pid, monitor} = spawn_monitor(fn -> GenServer.reply(from, work.()) end)
+    {_pid, monitor} = spawn_monitor(work)
     put_in(state.workers[monitor], from)
   end
 end
