@@ -134,7 +134,11 @@ pub fn reset(registry: &Arc<Registry>, dir: PathBuf, reply: Reply<Failures>) {
                     Progress::More
                 }
                 None => {
-                    *reset.end.lock() = Ok(());
+                    let mut end = reset.end.lock();
+                    // What was removed later may have panicked before.
+                    if matches!(*end, Err(Error::Stopped)) {
+                        *end = Ok(());
+                    }
                     Progress::Done
                 }
             }
