@@ -78,11 +78,14 @@ defmodule Codex.Files.Startup do
       if stopping?() do
         {:error, :not_started}
       else
-        {pid, monitor} = spawn_monitor(fn -> exit_with(start(@attempts)) end)
+        {pid, monitor} = spawn_monitor(&run_start/0)
         watch(pid, monitor)
       end
     end
   end
+
+  @spec run_start() :: no_return()
+  defp run_start, do: exit_with(start(@attempts))
 
   defp watch(pid, monitor) do
     receive do
