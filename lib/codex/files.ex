@@ -67,7 +67,15 @@ defmodule Codex.Files do
 
   """
 
-  alias Codex.Files.{Attachment, Config, Native, NativeRegistry, Options, Registry, Verification}
+  alias Codex.Files.{
+    Attachment,
+    Config,
+    FileModuleRegistry,
+    Native,
+    NativeRegistry,
+    Options,
+    Registry
+  }
 
   @doc """
   Returns the directory below which files are staged.
@@ -129,9 +137,10 @@ defmodule Codex.Files do
   def stage(path, opts \\ []) do
     with :ok <- check_options(opts),
          {:ok, bytes} <- path_bytes(path) do
-      with_registry(&NativeRegistry.stage_file(&1, bytes, opts), fn ->
-        stage_by_call(bytes, opts)
-      end)
+      with_registry(
+        &NativeRegistry.stage_file(&1, bytes, opts),
+        fn -> FileModuleRegistry.stage_file(bytes, opts) end
+      )
     end
   end
 
@@ -272,55 +281,9 @@ defmodule Codex.Files do
     if Keyword.keyword?(opts), do: :ok, else: {:error, {:invalid_option, :opts, opts}}
   end
 
-  # Whatever reads it refuses null bytes.
+  # The native library checks a binary itself.
   defp path_bytes(path) when is_binary(path), do: {:ok, path}
-
-  defp path_bytes(path) do
-    case Options.path_bytes(path) do
-      {:ok, bytes} -> {:ok, bytes}
-      :error -> {:error, {:invalid_option, :path, path}}
-    end
-  end
-
-  # A registry with a file module copies as it is told: the checksum has to be known before.
-  defp stage_by_call(path, opts) do
-    persist = Keyword.get(opts, :persist, false)
-
-    with {:ok, ttl_ms} <- Config.ttl_ms(opts),
-         {:ok, {dir, _default?}} <- Config.staging_dir(),
-         asked = %{
-           checksum: "",
-           # Unlike a caller's, the path's own is a file's, or the file cannot be read.
-           name: Keyword.get(opts, :name, "default"),
-           persist: persist,
-           ttl_ms: ttl_ms,
-           size: 0,
-           source_path: path,
-           destination_path: dir
-         },
-         {:ok, asked} <- Options.stage_opts(asked),
-         {:ok, {checksum, size}} <- Verification.digest(path) do
-      name = Keyword.get_lazy(opts, :name, fn -> Path.basename(path) end)
-
-      Registry.stage(%{
-        asked
-        | checksum: checksum,
-          name: name,
-          ttl_ms: if(persist, do: :infinity, else: ttl_ms),
-          size: size,
-          destination_path: Path.join([asked.destination_path, checksum, name])
-      })
-    else
-      {:error, {:invalid_option, :source_path, path}} ->
-        {:error, {:invalid_option, :path, path}}
-
-      {:error, {:invalid_option, :ttl_ms, ttl_ms}} ->
-        {:error, {:invalid_ttl, ttl_ms}}
-
-      error ->
-        error
-    end
-  end
+  defp path_bytes(path), do: Options.check(:path, path)
 
   defp with_registry(work), do: with_registry(work, fn -> work.(nil) end)
 

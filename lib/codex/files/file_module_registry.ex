@@ -10,10 +10,53 @@ defmodule Codex.Files.FileModuleRegistry do
 
   use GenServer
 
-  alias Codex.Files.{Config, FileModule, ManifestTable, Options}
+  alias Codex.Files.{
+    Attachment,
+    Config,
+    FileModule,
+    ManifestTable,
+    Options,
+    Registry,
+    Verification
+  }
 
   # How long a stop waits for a file operation that does not come to its end.
   @stop_timeout_ms 4_000
+
+  @doc """
+  Stages a file with the default registry, under the digest of its content. The file is read before:
+  a file module copies as it is told.
+  """
+  @spec stage_file(binary(), keyword()) :: {:ok, Attachment.t()} | {:error, term()}
+  def stage_file(path, opts) do
+    # The last component of a path needs no check: unless it is a name, the path is not a file's.
+    given_name = Keyword.get(opts, :name, "valid")
+
+    with {:ok, ttl_ms} <- Config.ttl_ms(opts),
+         {:ok, {dir, _default?}} <- Config.staging_dir(),
+         {:ok, _name} <- Options.check(:name, given_name),
+         {:ok, persist} <- Options.check(:persist, Keyword.get(opts, :persist, false)),
+         {:ok, ttl_ms} <- Options.check(:ttl_ms, ttl_ms),
+         {:ok, path} <- Options.check(:path, path),
+         {:ok, {checksum, size}} <- Verification.digest(path) do
+      name = Keyword.get_lazy(opts, :name, fn -> Path.basename(path) end)
+
+      staging = %{
+        checksum: checksum,
+        name: name,
+        persist: persist,
+        ttl_ms: if(persist, do: :infinity, else: ttl_ms),
+        size: size,
+        source_path: path,
+        destination_path: Path.join([dir, checksum, name])
+      }
+
+      GenServer.call(Registry, {:stage, staging}, :infinity)
+    else
+      {:error, {:invalid_option, :ttl_ms, ttl_ms}} -> {:error, {:invalid_ttl, ttl_ms}}
+      error -> error
+    end
+  end
 
   ## The process
 
@@ -112,7 +155,9 @@ defmodule Codex.Files.FileModuleRegistry do
   end
 
   defp stop_stagings(state, which) do
-    for {pid, %{opts: opts}} <- state.workers, opts != nil, which.(opts), do: send(pid, :stop)
+    Enum.each(state.workers, fn {pid, %{opts: opts}} ->
+      if opts != nil and which.(opts), do: send(pid, :stop)
+    end)
   end
 
   defp answer_workers(state, done?) do

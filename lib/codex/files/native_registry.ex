@@ -45,12 +45,10 @@ defmodule Codex.Files.NativeRegistry do
         with {:ok, dir} <- Config.staging_dir(),
              do: finish(&Native.stage_at(handle, dir, opts, &1), fn -> stage_at(handle, opts) end)
 
-      {:error, {:invalid_option, key, path}} = error
+      {:error, {:invalid_option, key, path}}
       when key in [:source_path, :destination_path] and is_list(path) ->
-        case Options.path_bytes(path) do
-          {:ok, bytes} -> stage_at(handle, %{opts | key => bytes})
-          :error -> error
-        end
+        with {:ok, bytes} <- Options.check(key, path),
+             do: stage_at(handle, %{opts | key => bytes})
 
       outcome ->
         Telemetry.staged(outcome)
@@ -82,10 +80,7 @@ defmodule Codex.Files.NativeRegistry do
 
   @spec reset(Native.handle(), Path.t()) :: :ok | {:error, term()}
   def reset(handle, dir) do
-    case Options.path_bytes(dir) do
-      {:ok, bytes} -> await(&Native.reset(handle, bytes, &1))
-      :error -> {:error, {:invalid_option, :dir, dir}}
-    end
+    with {:ok, bytes} <- Options.check(:dir, dir), do: await(&Native.reset(handle, bytes, &1))
   end
 
   @doc "Ends a registry in order, and waits until everything has been removed."

@@ -34,7 +34,7 @@ defmodule Codex.Files.Options do
        else: {:error, {:invalid_name, name}}
   end
 
-  def check(key, value) when key in [:source_path, :destination_path, :dir] do
+  def check(key, value) when key in [:path, :source_path, :destination_path, :dir] do
     with :error <- path_bytes(value), do: {:error, {:invalid_option, key, value}}
   end
 

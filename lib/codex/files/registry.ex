@@ -190,12 +190,7 @@ defmodule Codex.Files.Registry do
 
   """
   @spec stage(stage_opts()) :: {:ok, Attachment.t()} | {:error, term()}
-  def stage(opts) do
-    case NativeRegistry.handle() do
-      {:ok, handle} -> exit_if_stopped(NativeRegistry.stage_at(handle, opts))
-      :error -> GenServer.call(__MODULE__, {:stage, opts}, :infinity)
-    end
-  end
+  def stage(opts), do: run(&NativeRegistry.stage_at(&1, opts), {:stage, opts})
 
   @doc """
   Lists the attachments, in no particular order; those being removed right now are among them.
@@ -208,23 +203,13 @@ defmodule Codex.Files.Registry do
 
   """
   @spec list() :: [Attachment.t()]
-  def list do
-    case NativeRegistry.handle() do
-      {:ok, handle} -> NativeRegistry.list(handle)
-      :error -> GenServer.call(__MODULE__, :list, :infinity)
-    end
-  end
+  def list, do: run(&NativeRegistry.list/1, :list)
 
   @doc """
   Counts the attachments and their bytes, in constant time. See `Codex.Files.metrics/0`.
   """
   @spec metrics() :: map()
-  def metrics do
-    case NativeRegistry.handle() do
-      {:ok, handle} -> NativeRegistry.metrics(handle)
-      :error -> GenServer.call(__MODULE__, :metrics, :infinity)
-    end
-  end
+  def metrics, do: run(&NativeRegistry.metrics/1, :metrics)
 
   @doc """
   Removes the files and entries that have expired, however long it takes.
@@ -233,12 +218,7 @@ defmodule Codex.Files.Registry do
   `{:error, {:cleanup_failed, [{path, reason}]}}`, and are tried again.
   """
   @spec force_cleanup() :: :ok | {:error, term()}
-  def force_cleanup do
-    case NativeRegistry.handle() do
-      {:ok, handle} -> exit_if_stopped(NativeRegistry.force_cleanup(handle))
-      :error -> GenServer.call(__MODULE__, :force_cleanup, :infinity)
-    end
-  end
+  def force_cleanup, do: run(&NativeRegistry.force_cleanup/1, :force_cleanup)
 
   @doc """
   Removes every entry and its file, and what dead registries of this library left in `dir`.
@@ -246,15 +226,17 @@ defmodule Codex.Files.Registry do
   What this library did not write stays. Fails as `force_cleanup/0` does.
   """
   @spec reset(Path.t()) :: :ok | {:error, term()}
-  def reset(dir) do
+  def reset(dir), do: run(&NativeRegistry.reset(&1, dir), {:reset, dir})
+
+  # The work is done in the calling process, unless that is up to a file module.
+  defp run(by_handle, request) do
     case NativeRegistry.handle() do
-      {:ok, handle} -> exit_if_stopped(NativeRegistry.reset(handle, dir))
-      :error -> GenServer.call(__MODULE__, {:reset, dir}, :infinity)
+      {:ok, handle} -> exit_if_stopped(by_handle.(handle))
+      :error -> GenServer.call(__MODULE__, request, :infinity)
     end
   end
 
-  # The registry was stopped in the middle: exits as a call to it would have done. Its workers give
-  # the error to their callers instead.
+  # What the stop of the registry interrupts exits, as a call to it does.
   defp exit_if_stopped({:error, :stopped}), do: exit({:stopped, {__MODULE__, :call, []}})
   defp exit_if_stopped(result), do: result
 
