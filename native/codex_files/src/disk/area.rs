@@ -19,6 +19,7 @@
 //! signs: see [`purge_checksum_dir`].
 
 use std::ffi::OsStr;
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -90,10 +91,9 @@ impl Area {
 
     /// `None` if somebody got in between.
     fn make(staging_dir: &Path, dir: &OwnedFd) -> Result<Option<Self>> {
-        let mut random = [0; 8];
-        getrandom::fill(&mut random)
-            .map_err(|_| Error::io("draw a random name below", staging_dir, Errno::EIO))?;
-        let name = PathBuf::from(format!("{AREA_PREFIX}{:016x}", u64::from_le_bytes(random)));
+        // The keys of a hash map are random, and so is what they make of nothing.
+        let random = RandomState::new().hash_one(());
+        let name = PathBuf::from(format!("{AREA_PREFIX}{random:016x}"));
         let path = staging_dir.join(&name);
         let narrow = match make_dir(dir, &name) {
             Err(Errno::EEXIST) => return Ok(None),
