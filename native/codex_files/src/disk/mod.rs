@@ -2,6 +2,7 @@
 
 pub(crate) mod area;
 pub(crate) mod areas;
+pub(crate) mod buffer;
 pub(crate) mod elsewhere;
 pub mod file_id;
 pub(crate) mod purge;

@@ -4,12 +4,12 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use aligned_vec::{AVec, ConstAlign, avec};
 use crossbeam_channel::{Receiver, Sender};
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use sha2::{Digest, Sha256};
 
+use super::buffer::Buffer;
 use super::file_id::{Fingerprint, Stamp, check_type};
 use super::sys;
 use crate::checksum::Content;
@@ -27,14 +27,6 @@ pub(crate) const SMALL_BUFFER: usize = INLINE_LIMIT + 1;
 
 /// The size of a piece: small enough to stay in a core's cache between the read and the hash.
 const PIECE: usize = 256 * 1024;
-
-/// Room for what is read of a file. At the start of a page: the allocator's large blocks begin 16
-/// bytes into one, where some processors take four times as long to copy to.
-pub(crate) type Buffer = AVec<u8, ConstAlign<4096>>;
-
-pub(crate) fn buffer(size: usize) -> Buffer {
-    avec![[4096]| 0; size]
-}
 
 /// How much the kernel copies at once: little enough for the hash to follow closely, and enough that
 /// the two threads seldom wait for each other.
@@ -198,7 +190,7 @@ impl<'a> Source<'a> {
             let count = if in_kernel {
                 sys::copy_range(&self.file, target, wanted).context("write to", target_path)?
             } else {
-                let buffer = buffer.get_or_insert_with(|| self::buffer(PIECE));
+                let buffer = buffer.get_or_insert_with(|| Buffer::new(PIECE));
                 let piece = &mut buffer[..wanted.min(PIECE)];
                 let count = sys::read_full(&self.file, piece).context("read", self.path)?;
                 sys::write_all(target, &piece[..count]).context("write to", target_path)?;
@@ -262,7 +254,7 @@ impl<'a> Source<'a> {
     fn each_piece(&self, mut work: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         // A small file needs no more. The size of those of `/proc` is not known.
         let size = usize::try_from(self.size()).map_or(PIECE, |size| size.min(PIECE));
-        let mut buffer = buffer(if size == 0 { PIECE } else { size });
+        let mut buffer = Buffer::new(if size == 0 { PIECE } else { size });
         let mut left = Remaining::new(self);
         loop {
             self.go_on()?;
@@ -282,7 +274,7 @@ impl<'a> Source<'a> {
 /// counts; it is still in a cache.
 fn digest_behind(copy: &File, path: &Path, progress: &Receiver<u64>) -> Result<Content> {
     let mut hasher = Sha256::new();
-    let mut buffer = buffer(PIECE);
+    let mut buffer = Buffer::new(PIECE);
     let mut done = 0;
     for end in progress {
         while done < end {
@@ -377,7 +369,7 @@ mod tests {
             copy.read_to_end(&mut copied).expect("a file");
             assert!(copied == vec![b'a'; size]);
             sys::rewind(&source.file).expect("a file");
-            let read = source.read_small(&mut buffer(SMALL_BUFFER));
+            let read = source.read_small(&mut Buffer::new(SMALL_BUFFER));
             let small = (size <= INLINE_LIMIT).then_some(size);
             assert_eq!(read.expect("it can be read"), small);
         }

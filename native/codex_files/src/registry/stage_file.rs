@@ -9,9 +9,10 @@ use super::admission::{Admitted, Answer, admit, answer, enter, fail, known, rene
 use super::{Attachment, MakeWaiter, Outcome, Registry, Staging, Waiter};
 use crate::checksum::{self, Content};
 use crate::disk::area::PublishError;
+use crate::disk::buffer::Buffer;
 use crate::disk::file_id::Fingerprint;
 use crate::disk::scratch;
-use crate::disk::source::{self, Buffer, INLINE_LIMIT, SMALL_BUFFER, Source};
+use crate::disk::source::{self, INLINE_LIMIT, SMALL_BUFFER, Source};
 use crate::disk::staging_dir::StagingDir;
 use crate::error::{Error, Result};
 use crate::panics::{self, contained};
@@ -48,7 +49,7 @@ const ROOM_WAIT: Duration = Duration::from_secs(10);
 
 thread_local! {
     /// One small file's content, kept so that staging one allocates nothing that large.
-    static SMALL_CONTENT: RefCell<Buffer> = RefCell::new(source::buffer(SMALL_BUFFER));
+    static SMALL_CONTENT: RefCell<Buffer> = RefCell::new(Buffer::new(SMALL_BUFFER));
 }
 
 /// Stages a file again that is recognised, if that takes no more than a look at it that waits for
