@@ -37,9 +37,8 @@ defmodule Codex.Files.MixProject do
       licenses: ["MIT"],
       links: %{"Codex" => "https://github.com/openai/codex"},
       # The native library is built where it is used: the Rust sources and the lock file belong to the package.
-      files:
-        ~w(lib native Cargo.toml Cargo.lock mix.exs .formatter.exs README.md CHANGELOG.md LICENSE
-           guides bench/results/chart.svg)
+      files: ~w(lib native Cargo.toml Cargo.lock mix.exs .formatter.exs README.md CHANGELOG.md
+           CONTRIBUTING.md LICENSE guides bench/results/chart.svg)
     ]
   end
 
@@ -52,6 +51,7 @@ defmodule Codex.Files.MixProject do
         "guides/with_the_sdk.md",
         "guides/moving_over.md",
         "guides/telemetry_and_metrics.md",
+        "CONTRIBUTING.md",
         "CHANGELOG.md",
         "LICENSE"
       ],
