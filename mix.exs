@@ -38,7 +38,7 @@ defmodule Codex.Files.MixProject do
       links: %{"Codex" => "https://github.com/openai/codex"},
       # The native library is built where it is used: the Rust sources and the lock file belong to the package.
       files: ~w(lib native Cargo.toml Cargo.lock mix.exs .formatter.exs README.md CHANGELOG.md
-           CONTRIBUTING.md LICENSE guides bench/results/chart.svg)
+           CONTRIBUTING.md LICENSE guides bench/README.md bench/results/chart.svg)
     ]
   end
 
@@ -51,6 +51,7 @@ defmodule Codex.Files.MixProject do
         "guides/with_the_sdk.md",
         "guides/moving_over.md",
         "guides/telemetry_and_metrics.md",
+        {"bench/README.md", filename: "figures"},
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         "LICENSE"

@@ -22,8 +22,9 @@ defmodule Mix.Tasks.Compile.CodexFiles do
   Everything is built below the build path, with the release profile when the application is compiled
   in the `:prod` environment, as dependencies are by default; the source folder is only read. What
   counts in the end is one file in the build path, `priv/native/libcodex_files_nif.so`: a release
-  carries this file and nothing else of the build. Beside a prebuilt one lies a note with the path that it was copied from, for the message of a system
-  that cannot load it. `mix clean` removes them, and what cargo has built.
+  carries this file and nothing else of the build. Beside a prebuilt one lies a note with the path that
+  it was copied from, for the message of a system that cannot load it. `mix clean` removes them, and
+  what cargo has built.
 
   ## Environment variables
 

@@ -14,7 +14,7 @@ pub(crate) struct Turn(&'static Receiver<()>);
 
 /// What takes a copy's time is the hash, a core's whole work. So no more than half of the cores hash
 /// at once, and the schedulers have the others; the copies take turns, piece by piece. Measured on
-/// two cores (README, "Speed"): as many turns as copies copy a fifth more, and timers of the VM come
+/// two cores (bench/README.md): as many turns as copies copy a fifth more, and timers of the VM come
 /// tens of milliseconds late.
 static TURNS: Lazy<(Sender<()>, Receiver<()>)> =
     Lazy::new(|| crossbeam_channel::bounded(half_the_cores()));
