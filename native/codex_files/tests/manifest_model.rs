@@ -473,6 +473,9 @@ fn key_of(checksum: &[u8]) -> u8 {
     checksum[1]
 }
 
+/// What somebody who waited to remove something has been given.
+type Given = (usize, Option<Removal<Staged>>);
+
 /// A sweep under way: its time, and how far it has come, as the manifest and the model count it.
 struct Sweep {
     now: Now,
@@ -488,7 +491,7 @@ struct Run {
     /// order in which they are claimed is defined.
     distinct_times: bool,
     told: Arc<Mutex<Vec<(usize, Answer)>>>,
-    given: Arc<Mutex<Vec<(usize, Option<Removal<Staged>>)>>>,
+    given: Arc<Mutex<Vec<Given>>>,
     callers: usize,
     files: usize,
     waits: BTreeMap<usize, (u8, Retention)>,

@@ -80,7 +80,11 @@ fn the_sources_of_removed_files_are_forgotten() {
         recognition.one_was_removed();
         recognition.forget_removed();
         // Some are, so that not every removal has to go through all of them.
-        assert!(recognition.remembered() <= 20, "{}", recognition.remembered());
+        assert!(
+            recognition.remembered() <= 20,
+            "{}",
+            recognition.remembered()
+        );
     }
     assert_eq!(recognised(&recognition, 0..10_000, |number| number), 1);
 }
