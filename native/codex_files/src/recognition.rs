@@ -59,7 +59,9 @@ pub(crate) struct Copying<'a, F> {
 impl<F> Copying<'_, F> {
     /// The error goes to all who wait.
     pub(crate) fn fail(self, error: &Error) {
-        for waiter in self.recognition.copying.lock().take_waiting_for(&self.seen) {
+        let waiting = self.recognition.copying.lock().take_waiting_for(&self.seen);
+        // Without the lock.
+        for waiter in waiting {
             waiter.answer(Outcome::Failed(error.clone()));
         }
     }
