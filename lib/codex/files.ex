@@ -5,8 +5,8 @@ defmodule Codex.Files do
   A staged file is a private copy, kept under the SHA-256 checksum of its content. Staging a content
   again renews the time to live of the copy that is there. That costs next to nothing if the file had
   been left alone for two seconds and has not changed since. Otherwise it is read, and one of more than
-  256 KiB may be copied on the way, if there is room. A copy is removed when its time to live ends, or
-  by `reset!/0`.
+  256 KiB may be copied on the way, if there is room. A copy is removed when its time to live ends, by
+  `reset!/0`, or when the registry or the system is stopped in order.
 
   None of these functions exits or raises because of a file or the registry: they return
   `{:error, reason}`, and `format_error/1` says what that means.
@@ -16,7 +16,7 @@ defmodule Codex.Files do
   In the application environment of `:codex_sdk`:
 
     * `:staging_dir` - where the copies are kept, by default `codex_files` in `System.tmp_dir!/0`. On a
-      file system that keeps no permissions, others can read them
+      file system that keeps no permissions, others may read them
     * `:attachment_ttl_ms` - the default time to live in milliseconds, or `:infinity`; 86_400_000 (a
       day) by default
     * `:attachment_cleanup_interval_ms` - the time between two cleanups, 60_000 (a minute) by default
@@ -50,8 +50,9 @@ defmodule Codex.Files do
     * `{application, reason}` - the SDK, or an application that it needs, could not be started,
       perhaps because the registry could not: `format_error/1` tells
 
-  A registry with a file module also fails with what its functions return or raise: see
-  `Codex.Files.Registry`.
+  With a registry that has a file module, `stage/2` also fails with the reasons of
+  `Codex.Files.Registry.stage/1`, such as `{:checksum_mismatch, actual}` for a file that is written to
+  meanwhile, and any function with what the module's functions return or raise.
 
   ## Examples
 
@@ -82,7 +83,7 @@ defmodule Codex.Files do
 
   Each registry has a directory of its own in it. If the directory is not configured and belongs to
   another user, or is no directory, the one that is used has the user id appended to its name: the
-  `path` of an attachment says where it is.
+  `path` of an attachment says where it is. A malformed configured value is returned as it is.
 
   ## Examples
 
@@ -198,7 +199,8 @@ defmodule Codex.Files do
   @doc """
   Removes every attachment, whether it has expired or not. Returns errors, in spite of its name.
 
-  Files that this library did not write stay where they are. Fails as `force_cleanup/0` does.
+  It waits for stagings that are under way of what it finds, and removes these too. Files that this
+  library did not write stay where they are. It fails as `force_cleanup/0` does.
 
   ## Examples
 
@@ -295,7 +297,7 @@ defmodule Codex.Files do
 
       :error ->
         with {:ok, pid} <- Registry.ensure_started() do
-          # Its process knows, even when its table is another or not there yet.
+          # The process knows, even if its table has another name or is not there yet.
           case GenServer.call(pid, :handle, :infinity) do
             {:ok, handle} -> by_handle.(handle)
             :error -> by_call.()
@@ -303,7 +305,7 @@ defmodule Codex.Files do
         end
     end
   rescue
-    # Its module could not be loaded, or was compiled anew and goes without its library.
+    # The native module could not be loaded, or was compiled anew and goes without its library.
     error in [UndefinedFunctionError, ErlangError] ->
       if match?(%{module: Native}, error) or
            match?(%{original: :native_library_not_loaded}, error),

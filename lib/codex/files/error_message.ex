@@ -5,7 +5,7 @@ defmodule Codex.Files.ErrorMessage do
   # How many of the files that could not be removed are named.
   @named_failures 3
 
-  @doc "One line, whatever the reason: those of a file module are the host's own."
+  @doc "Says a reason in one line. What a file module fails with may be any term."
   @spec format(term()) :: String.t()
   def format(reason) do
     reason |> say() |> printable() |> String.split(["\r", "\n"], trim: true) |> Enum.join(" ")
@@ -55,7 +55,7 @@ defmodule Codex.Files.ErrorMessage do
       "another user; remove it or configure another :staging_dir"
   end
 
-  # The length is that of a proper list.
+  # `length/1` fails for an improper list, and this clause with it.
   defp say({:cleanup_failed, failures}) when length(failures) > 0 do
     {named, others} = Enum.split(failures, @named_failures)
     "could not remove #{Enum.map_join(named, ", ", &failure/1)}" <> others(length(others))
@@ -92,7 +92,7 @@ defmodule Codex.Files.ErrorMessage do
   defp say({_app, {{:shutdown, {:failed_to_start_child, _, reason}}, {_module, :start, _args}}}),
     do: say(reason)
 
-  # A start that raised.
+  # What a start that raised gives.
   defp say({exception, stacktrace}) when is_exception(exception) and is_list(stacktrace),
     do: say(exception)
 

@@ -151,9 +151,9 @@ defmodule Codex.Files.FileModule do
 
     with {:ok, task} <-
            caught(fn -> {:ok, start_task(Process.whereis(Codex.TaskSupervisor), work)} end) do
-      # What undoes has to come to its end.
+      # Removing has to come to its end: it is what undoes.
       result = await_task(worker, task, function != :rm_rf)
-      # The process has the link to this one still, or had it.
+      # The task is linked to this process, which traps exits: its end comes as a message, too.
       receive do: ({:EXIT, pid, _reason} when pid == task.pid -> :ok)
       as_result(result)
     end
@@ -180,7 +180,7 @@ defmodule Codex.Files.FileModule do
     end
   end
 
-  # Functions that raise have nothing to tell when they return.
+  # What `mkdir_p!/1` and `cp!/2` return says nothing, since they raise when they fail.
   defp as_result({:error, reason, _path}), do: {:error, reason}
   defp as_result({:error, _reason} = error), do: error
   defp as_result(_done), do: :ok

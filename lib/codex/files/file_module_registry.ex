@@ -115,7 +115,7 @@ defmodule Codex.Files.FileModuleRegistry do
   def handle_call(:list, _from, state), do: {:reply, ManifestTable.list(state.table), state}
   def handle_call(:metrics, _from, state), do: {:reply, ManifestTable.metrics(state.table), state}
 
-  # For `Codex.Files`: there is no native manifest.
+  # `Codex.Files` asks. There is no native manifest: it is to make its requests by call.
   def handle_call(:handle, _from, state), do: {:reply, :error, state}
 
   def handle_call(request, _from, state),

@@ -5,7 +5,7 @@ defmodule Codex.Files.ManifestTable do
 
   alias Codex.Files.{Attachment, Registry, Verification}
 
-  @typedoc "The deadline is on the monotonic clock. The atom is greater than any number."
+  @typedoc "The deadline is on the monotonic clock; `:infinity`, an atom, is greater than any number."
   @type entry ::
           {checksum :: String.t(), Attachment.t(), deadline :: integer() | :infinity,
            Verification.look()}
@@ -95,7 +95,7 @@ defmodule Codex.Files.ManifestTable do
     |> then(&struct!(Attachment, &1))
   end
 
-  # Its file had gone: what was promised holds for the new one.
+  # The file had gone or changed: what was promised of it holds for the new one.
   defp staged(:copied, listed, %{name: name, size: size, destination_path: path} = opts),
     do: staged(:known, %{listed | name: name, size: size, path: path}, opts)
 

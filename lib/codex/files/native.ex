@@ -142,7 +142,7 @@ defmodule Codex.Files.Native do
   @spec metrics(handle()) :: map() | {:error, term()}
   def metrics(_handle), do: not_loaded()
 
-  # `:miss` if it would have to wait.
+  # Gives `:miss` if it would have to wait.
   @spec try_metrics(handle()) :: map() | :miss
   def try_metrics(_handle), do: not_loaded()
 

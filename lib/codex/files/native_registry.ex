@@ -87,8 +87,8 @@ defmodule Codex.Files.NativeRegistry do
   @spec stop(Native.handle()) :: :ok | {:error, term()}
   def stop(handle), do: await(&Native.stop(handle, &1))
 
-  # Whoever this caller waited for may have given up, or left it something to recognise. Then it
-  # begins `again`, with a new look.
+  # A caller that waited for another's staging is told to try again if that was given up, or has made
+  # what can be recognised now. It begins with a new look.
   defp finish(attempt, again) do
     case await(attempt) do
       :retry -> again.()
@@ -97,7 +97,7 @@ defmodule Codex.Files.NativeRegistry do
   end
 
   # The result of a native function, which may come as a message with the reference that it is given.
-  # It is made where it is received: then the VM does not search what is in the mailbox already.
+  # The reference is made in the function that receives: then the VM skips what is in the mailbox already.
   defp await(native) do
     ref = make_ref()
 

@@ -1,6 +1,6 @@
 defmodule Codex.Files.Options do
   @moduledoc false
-  # What callers give. The native library checks what it is given itself.
+  # Checks what callers give. What reaches the native library is checked there.
 
   alias Codex.Files.Registry
 
@@ -41,12 +41,12 @@ defmodule Codex.Files.Options do
   def check(key, value), do: {:error, {:invalid_option, key, value}}
 
   @doc """
-  Chardata to the bytes that the file system is to see. Binaries are taken as they are, be they valid
-  UTF-8 or not.
+  Turns chardata into the bytes that the file system is to see. Binaries are taken as they are, be they
+  valid UTF-8 or not.
   """
   @spec path_bytes(term()) :: {:ok, binary()} | :error
   def path_bytes(path) when is_binary(path) do
-    # The file system's names end there.
+    # For the file system, a name ends at a null byte.
     if :binary.match(path, <<0>>) == :nomatch, do: {:ok, path}, else: :error
   end
 

@@ -9,10 +9,11 @@ defmodule Codex.Files.Registry do
   the manifest and the files. When it is stopped in order, by its supervisor for instance, they are
   removed.
 
-  Every function also works as a `GenServer.call/3` to any registry, whatever its name, with
-  `{:stage, opts}`, `:list`, `:metrics`, `:force_cleanup` and `{:reset, dir}`. The registry process
-  answers other calls while file operations run. `stage/1`, `list/0`, `metrics/0`, `force_cleanup/0`
-  and `reset/1` exit as `GenServer.call/2` does if the registry is not running.
+  The functions below are for the registry of the default name. Any other is asked by
+  `GenServer.call/3`, with `{:stage, opts}`, `:list`, `:metrics`, `:force_cleanup` or `{:reset, dir}`,
+  and gives the results of the function of that name. The registry process answers other calls while
+  file operations run. `stage/1`, `list/0`, `metrics/0`, `force_cleanup/0` and `reset/1` exit as
+  `GenServer.call/2` does if the registry is not running.
 
   ## Options of `start_link/1`
 
@@ -24,9 +25,10 @@ defmodule Codex.Files.Registry do
       registry, each in a process of its own, and needs `mkdir_p!/1`, `cp!/2` and `rm_rf/1` with the
       results of `File`'s. The first of them, at the start, is to remove the whole staging directory:
       such a registry leaves nothing to a successor. What permissions a copy has, and whether it
-      appears whole, is up to the module. It does not trap exits: it is gone with the process that
-      it is linked to, and with it the file operations that are under way; `GenServer.stop/1` undoes
-      them, and removes the files
+      appears whole, is up to the module. The registry does not trap exits: it is gone as soon as its
+      supervisor stops it, or a process that it is linked to ends with another reason than `:normal`,
+      and with it the file operations that are under way. `GenServer.stop/1` undoes them, and removes
+      the files
 
   ## Errors
 
@@ -38,8 +40,9 @@ defmodule Codex.Files.Registry do
   registry interrupts exits, or gives `{:error, :stopped}`; `stage/1`, `force_cleanup/0` and `reset/1`
   then exit with `{:stopped, _}`.
 
-  `start_link/1` fails with `{:manifest_table_taken, name}`, `{:invalid_option, key, value}`,
-  `{:invalid_config, key, value}`, and `:native_library_not_loaded`, when standard error says why.
+  `start_link/1` fails with `{:already_started, pid}`, `{:manifest_table_taken, name}`,
+  `{:invalid_option, key, value}`, `{:invalid_config, key, value}`, `:eagain` if the system has no thread
+  left, and `:native_library_not_loaded`, when standard error says why.
 
   What a file module fails with is the reason as it is: the one that its function returns, the POSIX
   reason of an exception of `File`'s, any other exception, `{:nocatch, value}` for what it throws, or
@@ -107,7 +110,7 @@ defmodule Codex.Files.Registry do
   def start_link(opts \\ []) do
     with :ok <- check_opts(opts),
          {:ok, name} <- check_name(Keyword.get(opts, :name, __MODULE__)) do
-      # `File` needs no process of its own for what a host's module may block in.
+      # What `File` would do is done natively. Any other module does its work itself.
       registry =
         if Keyword.get(opts, :file_module, File) == File, do: __MODULE__, else: FileModuleRegistry
 
@@ -244,7 +247,7 @@ defmodule Codex.Files.Registry do
 
   @impl true
   def init(opts) do
-    # So that `terminate/2` runs when the supervisor stops it.
+    # Otherwise `terminate/2` would not run when the supervisor stops this process.
     Process.flag(:trap_exit, true)
     name = Keyword.get(opts, :name, __MODULE__)
 
@@ -253,7 +256,7 @@ defmodule Codex.Files.Registry do
          :ok <- check_native(),
          {:ok, table} <- ManifestTable.new(opts),
          {:ok, handle} <- open_native(name, interval_ms, recognise?) do
-      # What dead registries left. In the background, before anything else that the thread does.
+      # What dead registries left goes in the background, before the cleanup thread does anything else.
       with {:ok, dir} <- Config.staging_dir(), do: Native.purge(handle, dir)
       :ets.insert(table, {name, handle})
       {:ok, %{handle: handle, workers: %{}}}
@@ -262,7 +265,7 @@ defmodule Codex.Files.Registry do
     end
   end
 
-  # It says itself what is wrong with it.
+  # The module says on standard error why its library is not loaded.
   defp check_native do
     if Code.ensure_loaded?(Native) and Native.available?(),
       do: :ok,
@@ -270,7 +273,7 @@ defmodule Codex.Files.Registry do
   end
 
   defp open_native(name, interval_ms, recognise?) do
-    # Without a name there is no successor either.
+    # A registry without a name has no successor: it is kept under a name that nobody else has.
     name = if name == nil, do: make_ref(), else: name
     Native.open(:erlang.term_to_binary(name), interval_ms, recognise?)
   end
@@ -281,7 +284,7 @@ defmodule Codex.Files.Registry do
   def handle_call(:metrics, _from, state),
     do: {:reply, NativeRegistry.metrics(state.handle), state}
 
-  # For `Codex.Files`, whose work a registry with a file module does by call.
+  # `Codex.Files` asks when it does not find the handle in the table: that may have another name.
   def handle_call(:handle, _from, %{handle: handle} = state), do: {:reply, {:ok, handle}, state}
 
   # A large answer must not pass through this process. The worker dies with it instead.

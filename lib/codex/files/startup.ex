@@ -24,7 +24,7 @@ defmodule Codex.Files.Startup do
 
   defp running do
     pid = Process.whereis(Registry)
-    # One that is being killed may still have its name.
+    # A process that is being killed may still have its name.
     if pid != nil and Process.alive?(pid), do: {:ok, pid}, else: :none
   end
 
@@ -38,7 +38,7 @@ defmodule Codex.Files.Startup do
   end
 
   defp become_starter do
-    # It comes before those who are about to ask: they find it.
+    # It has a high priority, so that those who ask in the same moment find it.
     {_pid, monitor} = Process.spawn(&run/0, [:monitor, priority: :high])
 
     case await_result(monitor) do
@@ -72,7 +72,7 @@ defmodule Codex.Files.Startup do
     ArgumentError -> false
   end
 
-  # Another may have started it just before.
+  # Another starter may have started the registry just before.
   defp ensure_started_alone do
     with :none <- running() do
       if stopping?() do
@@ -103,7 +103,7 @@ defmodule Codex.Files.Startup do
 
   ## What is being stopped
 
-  # Seen from outside, since those who know do not answer.
+  # This is seen from outside, since the processes that stop something do not answer.
   defp stopping? do
     case Process.whereis(:application_controller) do
       nil -> true
@@ -205,7 +205,7 @@ defmodule Codex.Files.Startup do
     :exit, _reason -> {:error, :not_started}
   end
 
-  # The supervisor is at it: once it has tried, there is another state to see.
+  # The supervisor is restarting the registry: once it has tried, there is another state to see.
   defp look_again(_supervisor, 0), do: {:error, :not_started}
 
   defp look_again(supervisor, attempts) do

@@ -6,7 +6,7 @@ defmodule Codex.Files.Telemetry do
 
   alias Codex.Files.Attachment
 
-  @doc "Tells of a staging that was successful; the result for its caller."
+  @doc "Emits the event of a successful staging, and returns the result for its caller."
   @spec staged({:ok, Attachment.t(), cached? :: boolean()} | {:error, reason}) ::
           {:ok, Attachment.t()} | {:error, reason}
         when reason: term()
@@ -26,7 +26,7 @@ defmodule Codex.Files.Telemetry do
 
   def staged({:error, _reason} = error), do: error
 
-  @doc "What one cleanup did: one event for each attachment."
+  @doc "Emits an event for each attachment that a cleanup has removed, or could not remove."
   @spec cleaned(Codex.Files.Native.report()) :: :ok
   def cleaned({cleaned, failed}) do
     if loaded?() do

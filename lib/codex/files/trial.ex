@@ -87,7 +87,7 @@ defmodule Codex.Files.Trial do
       {^port, {:exit_status, status}} -> {status, output}
     after
       max(0, deadline - now()) ->
-        # Unless it has just ended. Its status comes in both cases.
+        # It may have ended just now. Its status comes in both cases.
         with {:os_pid, os_pid} <- Port.info(port, :os_pid),
              do: System.cmd("kill", ["-KILL", to_string(os_pid)], stderr_to_stdout: true)
 
