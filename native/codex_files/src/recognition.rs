@@ -189,3 +189,24 @@ fn sign(seen: &Fingerprint, likeness: Likeness) -> Sign {
     let digest = checksum::digest(numbers.map(u64::to_ne_bytes).as_flattened());
     std::array::from_fn(|index| digest[index])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_wait_for_a_copy_hear_of_its_failure_without_a_lock() {
+        let stat = nix::sys::stat::stat("/").expect("it is there");
+        let seen = Fingerprint::of(&stat);
+        let recognition = Arc::new(Recognition::<()>::default());
+        let (answers, answered) = crossbeam_channel::bounded(1);
+        let other = recognition.clone();
+        let mut waiter = Some(Waiter::new(move |_| {
+            let _ = answers.send(other.copying.try_lock().is_some());
+        }));
+        let copying = recognition.copying(seen, &mut None);
+        assert!(recognition.copying(seen, &mut waiter).is_none());
+        copying.expect("nobody was at it").fail(&Error::Stopped);
+        assert_eq!(answered.try_recv(), Ok(true));
+    }
+}
