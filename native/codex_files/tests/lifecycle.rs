@@ -8,7 +8,7 @@ mod common;
 
 use std::ffi::OsStr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use codex_files::disk::source::INLINE_LIMIT;
@@ -107,6 +107,52 @@ fn a_cleanup_of_many_files_is_told_of_in_parts() {
         heard.cleaned.load(Ordering::SeqCst) == FILES
     });
     assert!(heard.most_at_once.load(Ordering::SeqCst) <= 1_000);
+}
+
+/// Stages a file that has expired at once whenever it hears of a cleanup, and has the next cleanup come
+/// only in a day.
+#[derive(Default)]
+struct Restages {
+    lab: OnceLock<Lab>,
+    cleaned: AtomicUsize,
+}
+
+impl Observer for Restages {
+    fn cleaned(&self, report: Report) {
+        self.cleaned
+            .fetch_add(report.cleaned.len(), Ordering::SeqCst);
+        let lab = self.lab.wait();
+        keeper::set_cleanup_interval(&lab.registry, LONG);
+        staged(lab.stage_file(&lab.source("expires", b"expires")));
+    }
+
+    fn stopped(&self) {}
+}
+
+#[test]
+fn a_cleanup_ends_though_there_is_always_more_that_has_expired() {
+    let observer = Arc::new(Restages::default());
+    let mut lab = Lab::new();
+    lab.retention = EXPIRED;
+    lab.registry = keeper::start(Options {
+        cleanup_interval: Duration::from_millis(1),
+        orphan_grace: LONG,
+        recognise_unchanged: true,
+        observer: observer.clone(),
+    })
+    .unwrap();
+    staged(lab.stage_file(&lab.source("expires", b"expires")));
+    let lab = observer.lab.get_or_init(|| lab);
+    eventually("it is cleaned up", || {
+        observer.cleaned.load(Ordering::SeqCst) > 0
+    });
+    // The pieces of work of the cleanup thread take turns.
+    eventually("what was staged meanwhile is there", || {
+        cleanup(&lab.registry).cleaned.len() == 1
+    });
+    assert_eq!(cleanup(&lab.registry).cleaned.len(), 0);
+    assert_eq!(observer.cleaned.load(Ordering::SeqCst), 1);
+    keeper::stop(&lab.registry, Reply::new(drop));
 }
 
 #[test]

@@ -41,43 +41,41 @@ impl<F> Default for Removed<F> {
 /// What a cleanup did.
 pub type Report = Removed<Arc<StagedFile>>;
 
-/// Removes what has expired, and replies with a report on all of it.
+/// Removes what has expired by now, and replies with a report on all of it. What expires meanwhile is the
+/// next one's: it would never end if files expired as fast as they are removed.
 pub fn cleanup(registry: &Arc<Registry>, reply: Reply<Report>) {
-    let registry_of_work = registry.clone();
+    let (sweeper, registry) = (registry.sweeper.clone(), registry.clone());
+    let now = Now::read();
     let mut whole = Report::default();
     let mut sweep = Sweep::default();
-    let work = replying(reply, move || {
-        match sweep.batch(
-            &registry_of_work.manifest,
-            Now::read(),
-            remover(&registry_of_work),
-        ) {
+    sweeper.give(replying(reply, move || {
+        match sweep.batch(&registry.manifest, now, remover(&registry)) {
             Some(mut part) => {
                 whole.cleaned.append(&mut part.cleaned);
                 whole.failed.append(&mut part.failed);
                 None
             }
             None => {
-                forget_removed(&registry_of_work);
+                forget_removed(&registry);
                 Some(std::mem::take(&mut whole))
             }
         }
-    });
-    registry.sweeper.give(work);
+    }));
 }
 
-/// Removes what has expired, and tells of each batch: whoever is told of very many at once needs the
-/// memory for it. `done` is dropped at the end.
+/// As [`cleanup`], but tells of each batch: whoever is told of very many at once needs the memory for
+/// it. `done` is dropped at the end.
 pub(super) fn cleanup_on_time<D: Send + 'static>(
     registry: &Arc<Registry>,
     tell: impl Fn(Report) + Send + 'static,
     done: D,
 ) -> Work {
     let registry = registry.clone();
+    let now = Now::read();
     let mut sweep = Sweep::default();
     Box::new(move || {
         let _until_then = &done;
-        match sweep.batch(&registry.manifest, Now::read(), remover(&registry)) {
+        match sweep.batch(&registry.manifest, now, remover(&registry)) {
             Some(part) if part.cleaned.is_empty() && part.failed.is_empty() => Progress::More,
             Some(part) => {
                 // A panic of one who hears of it must not end the cleanup.
