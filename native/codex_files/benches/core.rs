@@ -216,7 +216,7 @@ fn write_source(path: &Path, number: u64, size: u64) {
 }
 
 fn filled(size: usize) -> Samples {
-    let manifest = Samples::new();
+    let manifest = Samples::default();
     for number in 0..size {
         enter(&manifest, &file(number), DAY);
     }

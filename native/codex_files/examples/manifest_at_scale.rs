@@ -59,7 +59,7 @@ fn main() {
 
 fn measure(entries: usize) {
     let before = (ALLOCATED.load(Ordering::Relaxed), resident());
-    let manifest = Samples::new();
+    let manifest = Samples::default();
     let recognition = Recognition::default();
     let mut strings = 0;
     let mut inserts = Vec::new();

@@ -59,9 +59,13 @@ pub(crate) struct Copying<'a, F> {
 impl<F> Copying<'_, F> {
     /// The error goes to all who wait.
     pub(crate) fn fail(self, error: &Error) {
-        let waiting = self.recognition.copying.lock().take_waiting_for(&self.seen);
+        let waiting = self
+            .recognition
+            .copying
+            .lock()
+            .insert(self.seen, Vec::new());
         // Without the lock.
-        for waiter in waiting {
+        for waiter in waiting.into_iter().flatten() {
             waiter.answer(Outcome::Failed(error.clone()));
         }
     }
@@ -69,7 +73,7 @@ impl<F> Copying<'_, F> {
 
 impl<F> Drop for Copying<'_, F> {
     fn drop(&mut self) {
-        let waiting = self.recognition.copying.lock().end(&self.seen);
+        let waiting = self.recognition.copying.lock().remove(&self.seen);
         // Without the lock.
         drop(waiting);
     }
@@ -94,11 +98,11 @@ impl<F> Recognition<F> {
         waiter: &mut Option<Waiter<Arc<F>>>,
     ) -> Option<Copying<'_, F>> {
         let mut copying = self.copying.lock();
-        if let Some(waiting) = copying.queue(&seen) {
+        if let Some(waiting) = copying.get_mut(&seen) {
             waiting.extend(waiter.take());
             return None;
         }
-        copying.begin(seen, Vec::new());
+        copying.insert(seen, Vec::new());
         drop(copying);
         Some(Copying {
             recognition: self,
@@ -108,8 +112,9 @@ impl<F> Recognition<F> {
 
     /// Has those who wait ask again.
     pub(crate) fn stop(&self) {
-        let waiting = self.copying.lock().take_waiting();
-        // Without the lock.
+        let mut copying = self.copying.lock();
+        let waiting: Vec<_> = copying.values_mut().map(std::mem::take).collect();
+        drop(copying);
         drop(waiting);
     }
 

@@ -101,7 +101,7 @@ enum Told {
 impl World {
     fn new() -> Self {
         Self {
-            manifest: Arc::new(Manifest::new()),
+            manifest: Arc::new(Manifest::default()),
             disk: Arc::default(),
             copies: Arc::default(),
             waiting: Arc::default(),

@@ -194,7 +194,7 @@ fn p11_an_adopted_registry_does_not_end_when_its_grace_would_have() {
 /// A process that copies through a file module holds the ticket, which goes with it.
 #[test]
 fn p11_whoever_waits_for_one_that_was_killed_is_told_to_ask_again() {
-    let manifest = Manifest::new();
+    let manifest = Manifest::default();
     let key: codex_files::checksum::Checksum = b"key".as_slice().into();
     let (sender, receiver) = mpsc::channel();
     let admit = || {

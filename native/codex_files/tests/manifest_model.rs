@@ -508,7 +508,7 @@ struct Run {
 impl Run {
     fn new(distinct_times: bool) -> Self {
         Self {
-            manifest: Manifest::new(),
+            manifest: Manifest::default(),
             model: Model::default(),
             now: Now {
                 monotonic_ns: 1_000,

@@ -57,17 +57,11 @@ impl<F: File> Default for Manifest<F> {
 }
 
 impl<F: File> Manifest<F> {
-    /// An empty one.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
     /// The file of a checksum that is known and that nobody is working on.
     #[must_use]
     pub fn lookup(&self, checksum: &[u8]) -> Option<F> {
         let state = self.state.lock("manifest-lookup");
-        if state.tickets.contains(checksum) {
+        if state.tickets.contains_key(checksum) {
             return None;
         }
         Some(state.attachment(checksum)?.file.clone())
@@ -89,7 +83,7 @@ impl<F: File> Manifest<F> {
         if state.stopped {
             return Err(Error::Stopped);
         }
-        if let Some(waiting) = state.tickets.queue(&**checksum) {
+        if let Some(waiting) = state.tickets.get_mut(checksum) {
             waiting.push(Waits::Staging {
                 retention,
                 waiter: waiter(),
@@ -104,7 +98,7 @@ impl<F: File> Manifest<F> {
         {
             return Ok(Admission::Known(file.clone()));
         }
-        state.tickets.begin(checksum.clone(), Vec::new());
+        state.tickets.insert(checksum.clone(), Vec::new());
         Ok(Admission::Lead(Staging::new(
             self.state.clone(),
             checksum.clone(),
@@ -118,7 +112,7 @@ impl<F: File> Manifest<F> {
     #[must_use]
     pub fn refresh(&self, file: &F, retention: Retention, now: Now) -> Option<Attachment<F>> {
         let mut state = self.state.lock("manifest-refresh");
-        if state.stopped || state.tickets.contains(&**file.key()) {
+        if state.stopped || state.tickets.contains_key(file.key()) {
             return None;
         }
         state.refresh(file, retention, now)
@@ -163,7 +157,7 @@ impl<F: File> Manifest<F> {
         let (due, last) = state.due(from, now, limit);
         *cursor = last.map(|last| ExpiryCursor(Bound::Excluded(last)));
         for attachment in due {
-            if !state.tickets.contains(&**attachment.file.key()) {
+            if !state.tickets.contains_key(attachment.file.key()) {
                 removals.push(self.removal(&mut state, attachment));
             }
             panics::point("manifest-claimed");
@@ -189,7 +183,7 @@ impl<F: File> Manifest<F> {
             let Some(attachment) = attachment.filter(|there| there.entry == *entry) else {
                 continue;
             };
-            match state.tickets.queue(&**file.key()) {
+            match state.tickets.get_mut(file.key()) {
                 None => removals.push(self.removal(&mut state, attachment)),
                 Some(waiting) => waiting.extend(later().map(|later| self.waits(later))),
             }
@@ -212,7 +206,7 @@ impl<F: File> Manifest<F> {
     fn removal(&self, state: &mut State<F>, attachment: Attachment<F>) -> Removal<F> {
         state
             .tickets
-            .begin(attachment.file.key().clone(), Vec::new());
+            .insert(attachment.file.key().clone(), Vec::new());
         Removal::new(self.state.clone(), attachment)
     }
 
@@ -221,9 +215,9 @@ impl<F: File> Manifest<F> {
         let waiting = {
             let mut state = self.state.lock("manifest-stop");
             state.stopped = true;
-            state.tickets.end_all()
+            std::mem::take(&mut state.tickets)
         };
-        for waits in waiting {
+        for waits in waiting.into_values().flatten() {
             waits.tell(Outcome::Failed(Error::Stopped));
         }
     }

@@ -28,25 +28,12 @@ pub struct Totals {
 }
 
 impl Totals {
-    fn add<F: File>(&mut self, attachment: &Attachment<F>) {
-        let size = u128::from(attachment.file.size());
+    /// The count and the bytes that an attachment is a part of.
+    fn of<F: File>(&mut self, attachment: &Attachment<F>) -> (&mut u64, &mut u128) {
         if attachment.retention.persist {
-            self.persistent_count += 1;
-            self.persistent_bytes += size;
+            (&mut self.persistent_count, &mut self.persistent_bytes)
         } else {
-            self.expirable_count += 1;
-            self.expirable_bytes += size;
-        }
-    }
-
-    fn subtract<F: File>(&mut self, attachment: &Attachment<F>) {
-        let size = u128::from(attachment.file.size());
-        if attachment.retention.persist {
-            self.persistent_count -= 1;
-            self.persistent_bytes -= size;
-        } else {
-            self.expirable_count -= 1;
-            self.expirable_bytes -= size;
+            (&mut self.expirable_count, &mut self.expirable_bytes)
         }
     }
 }
@@ -148,27 +135,20 @@ impl<F: File> State<F> {
     /// The entry of `file`, if that is still the one of its checksum.
     fn entry_of(&self, file: &F) -> Option<(Slot, Entry<F>)> {
         let (slot, entry) = self.entry(file.key())?;
-        entry
-            .attachment
-            .file
-            .same(file)
-            .then(|| (slot, entry.clone()))
+        let is_it = entry.attachment.file.same(file);
+        is_it.then(|| (slot, entry.clone()))
     }
 
     /// Enters `file`. An entry of its checksum that is there has lost its file: what its callers
     /// were promised still holds.
     pub(super) fn enter(&mut self, file: &F, retention: Retention, now: Now) -> Attachment<F> {
-        let lost = self
-            .entry(file.key())
-            .map(|(slot, entry)| (slot, entry.clone()));
-        let (entry, retention) = match &lost {
-            Some((_, Entry { attachment, .. })) => {
-                (attachment.entry, attachment.retention.merge(retention))
-            }
-            None => {
-                self.entered += 1;
-                (EntryId(self.entered), retention)
-            }
+        let lost = self.entry(file.key());
+        let lost = lost.map(|(slot, entry)| (slot, entry.clone()));
+        let (entry, retention) = if let Some((_, Entry { attachment, .. })) = &lost {
+            (attachment.entry, attachment.retention.merge(retention))
+        } else {
+            self.entered += 1;
+            (EntryId(self.entered), retention)
         };
         let attachment = Attachment {
             entry,
@@ -177,10 +157,14 @@ impl<F: File> State<F> {
             inserted_at_ms: now.wall_ms,
         };
         let deadline = retention.deadline(now);
-        match lost {
-            Some((slot, entry)) => self.replace(slot, &entry, attachment.clone(), deadline),
-            None => self.insert(attachment.clone(), deadline),
-        }
+        let slot = match lost {
+            Some((slot, entry)) => {
+                self.uncount(slot, &entry);
+                slot
+            }
+            None => self.free_slot(file.key()),
+        };
+        self.fill(slot, attachment.clone(), deadline);
         attachment
     }
 
@@ -193,7 +177,8 @@ impl<F: File> State<F> {
             inserted_at_ms: now.wall_ms,
             ..entry.attachment.clone()
         };
-        self.replace(slot, &entry, attachment.clone(), retention.deadline(now));
+        self.uncount(slot, &entry);
+        self.fill(slot, attachment.clone(), retention.deadline(now));
         Some(attachment)
     }
 
@@ -214,29 +199,21 @@ impl<F: File> State<F> {
         })
     }
 
-    fn insert(&mut self, attachment: Attachment<F>, deadline: Deadline) {
+    /// A slot for a checksum that has none, entered into the index.
+    fn free_slot(&mut self, key: &Checksum) -> Slot {
         // Where none is free all are occupied.
         let slot = self.free.pop().unwrap_or_else(|| {
             Slot::try_from(self.index.len()).expect("memory ends before 2^32 entries")
         });
-        self.index.insert(attachment.file.key().clone(), slot);
-        self.fill(slot, attachment, deadline);
-    }
-
-    fn replace(
-        &mut self,
-        slot: Slot,
-        old: &Entry<F>,
-        attachment: Attachment<F>,
-        deadline: Deadline,
-    ) {
-        self.uncount(slot, old);
-        self.fill(slot, attachment, deadline);
+        self.index.insert(key.clone(), slot);
+        slot
     }
 
     /// Fills a slot that counts for nothing and is in the index.
     fn fill(&mut self, slot: Slot, attachment: Attachment<F>, deadline: Deadline) {
-        self.totals.add(&attachment);
+        let (count, bytes) = self.totals.of(&attachment);
+        *count += 1;
+        *bytes += u128::from(attachment.file.size());
         if deadline != Deadline::NEVER {
             self.expiry.insert((deadline, slot));
         }
@@ -248,7 +225,9 @@ impl<F: File> State<F> {
     }
 
     fn uncount(&mut self, slot: Slot, entry: &Entry<F>) {
-        self.totals.subtract(&entry.attachment);
+        let (count, bytes) = self.totals.of(&entry.attachment);
+        *count -= 1;
+        *bytes -= u128::from(entry.attachment.file.size());
         if entry.deadline != Deadline::NEVER {
             self.expiry.remove(&(entry.deadline, slot));
         }

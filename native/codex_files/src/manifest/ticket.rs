@@ -35,14 +35,14 @@ impl<F: File> Ticket<F> {
                 handed_on: None,
             };
         }
-        let mut waiting = state.tickets.end(&*self.key);
+        let mut waiting = state.tickets.remove(&self.key).unwrap_or_default();
         let removal = waiting
             .iter()
             .position(|waits| matches!(waits, Waits::Removal(_)));
         let handed_on = removal.and_then(|at| {
             let entry = state.attachment(&self.key)?.clone();
             let later = waiting.split_off(at + 1);
-            state.tickets.begin(self.key.clone(), later);
+            state.tickets.insert(self.key.clone(), later);
             Some(entry)
         });
         GivenBack { waiting, handed_on }
@@ -50,18 +50,19 @@ impl<F: File> Ticket<F> {
 
     /// Gives the ticket back after `change`, all at once, and tells those who wait. What `change`
     /// leaves over is dropped without the lock.
-    fn end<T>(mut self, change: impl FnOnce(&mut State<F>) -> T, outcome: &Outcome<F>) {
+    fn end<T>(mut self, change: impl FnOnce(&mut State<F>) -> T, outcome: Outcome<F>) {
         let shared = self.state.clone();
         let (_left_over, given_back) = {
             let mut state = shared.lock("manifest-end");
             (change(&mut state), self.give_back(&mut state))
         };
-        given_back.tell(outcome);
+        given_back.tell(std::iter::repeat(outcome));
     }
 }
 
 impl<F: File> GivenBack<F> {
-    fn tell(mut self, outcome: &Outcome<F>) {
+    /// Tells one after the other how the work has ended for it.
+    fn tell(mut self, outcomes: impl IntoIterator<Item = Outcome<F>>) {
         // Whoever has the ticket now comes first: were somebody else's answer to panic, the ticket would
         // be out for ever.
         if self.handed_on.is_some()
@@ -69,8 +70,8 @@ impl<F: File> GivenBack<F> {
         {
             remove(self.handed_on);
         }
-        for waits in self.waiting {
-            waits.tell(outcome.clone());
+        for (waits, outcome) in self.waiting.into_iter().zip(outcomes) {
+            waits.tell(outcome);
         }
     }
 }
@@ -82,7 +83,7 @@ impl<F: File> Drop for Ticket<F> {
         }
         let shared = self.state.clone();
         let given_back = self.give_back(&mut shared.lock_in_drop());
-        given_back.tell(&Outcome::Retry);
+        given_back.tell(std::iter::repeat(Outcome::Retry));
     }
 }
 
@@ -134,7 +135,7 @@ impl<F: File> Staging<F> {
     /// [`Error::Stopped`]: nobody keeps the file then, and it should be removed.
     pub fn commit(mut self, file: &F, now: Now) -> Result<Attachment<F>> {
         let shared = self.ticket.state.clone();
-        let (attachment, given_back, answers) = {
+        let (attachment, given_back, refreshed) = {
             let mut state = shared.lock("manifest-commit");
             if state.stopped {
                 self.ticket.out = false;
@@ -142,44 +143,32 @@ impl<F: File> Staging<F> {
             }
             let attachment = state.enter(file, self.retention, now);
             let mut given_back = self.ticket.give_back(&mut state);
-            let (stagings, others) = std::mem::take(&mut given_back.waiting)
-                .into_iter()
-                .partition::<Vec<_>, _>(|waits| matches!(waits, Waits::Staging { .. }));
-            given_back.waiting = others;
-            let answers: Vec<_> = stagings
-                .into_iter()
-                .map(|waits| {
-                    let refreshed = match &waits {
-                        Waits::Staging { retention, .. } => state.refresh(file, *retention, now),
-                        Waits::Removal(_) => None,
-                    };
-                    (waits, refreshed)
-                })
-                .collect();
+            let mut refresh = |waits: &Waits<F>| match waits {
+                Waits::Staging { retention, .. } => state.refresh(file, *retention, now),
+                Waits::Removal(_) => None,
+            };
+            let refreshed: Vec<_> = given_back.waiting.iter().map(&mut refresh).collect();
             // Whoever removes it now is told of it as it has become.
             if let Some(handed_on) = given_back.handed_on.as_mut()
                 && let Some(entry) = state.attachment(file.key())
             {
                 handed_on.clone_from(entry);
             }
-            (attachment, given_back, answers)
+            (attachment, given_back, refreshed)
         };
-        given_back.tell(&Outcome::Retry);
-        for (waits, refreshed) in answers {
-            waits.tell(match refreshed {
-                Some(attachment) => Outcome::Staged {
-                    attachment,
-                    origin: Origin::Known,
-                },
-                None => Outcome::Retry,
-            });
-        }
+        given_back.tell(refreshed.into_iter().map(|refreshed| match refreshed {
+            Some(attachment) => Outcome::Staged {
+                attachment,
+                origin: Origin::Known,
+            },
+            None => Outcome::Retry,
+        }));
         Ok(attachment)
     }
 
     /// Gives up: the error goes to all who wait.
     pub fn fail(self, error: Error) {
-        self.ticket.end(|_| (), &Outcome::Failed(error));
+        self.ticket.end(|_| (), Outcome::Failed(error));
     }
 }
 
@@ -210,7 +199,7 @@ impl<F: File> Removal<F> {
     /// Takes the entry out: its file is gone.
     pub fn commit(self) -> Attachment<F> {
         let Self { ticket, attachment } = self;
-        ticket.end(|state| state.take(&attachment.file), &Outcome::Retry);
+        ticket.end(|state| state.take(&attachment.file), Outcome::Retry);
         attachment
     }
 }

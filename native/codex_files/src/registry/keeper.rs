@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 use super::Registry;
 use super::keeping::{Keeper, Keeping};
 use super::remove::{self, RemoveAll, Report};
-use super::reply::Reply;
+use super::reply::{Reply, replying};
 use crate::disk::areas::Areas;
 use crate::disk::staged_file::StagedFile;
 use crate::error::{Failures, Result};
-use crate::panics;
-use crate::threads::sweeper::{self, Due, Progress, Work};
+use crate::threads::sweeper::{self, Due, Work};
 
 /// How long the end waits for those who stage. They give up at once, unless the file system does not
 /// answer.
@@ -125,25 +124,14 @@ pub fn stop(registry: &Arc<Registry>, reply: Reply<Failures>) {
     registry.sweeper.give_last(stopping(registry, reply));
 }
 
-/// The stop of a registry: nothing can be staged any more, and what was is removed. When that is told,
-/// the registry has been let go of.
-fn stopping(registry: &Arc<Registry>, mut reply: Reply<Failures>) -> Work {
-    let mut registry = Some(registry.clone());
+/// The stop of a registry: nothing can be staged any more, and what was is removed.
+fn stopping(registry: &Arc<Registry>, reply: Reply<Failures>) -> Work {
+    let registry = registry.clone();
     let mut all = RemoveAll::default();
     let mut failures = Failures::new();
-    Box::new(move || {
-        let batch = panics::contained(|| {
-            registry
-                .as_ref()
-                .is_some_and(|registry| stop_a_batch(registry, &mut all, &mut failures))
-        });
-        if let Ok(true) = batch {
-            return Progress::More;
-        }
-        all = RemoveAll::default();
-        registry = None;
-        reply.send(batch.map(|_| std::mem::take(&mut failures)));
-        Progress::Done
+    replying(reply, move || {
+        let goes_on = stop_a_batch(&registry, &mut all, &mut failures);
+        (!goes_on).then(|| std::mem::take(&mut failures))
     })
 }
 

@@ -70,7 +70,7 @@ pub struct Registry {
 impl Registry {
     fn new(keeping: Keeping, areas: Areas, sweeper: Sweeper, recognise_unchanged: bool) -> Self {
         Self {
-            manifest: Manifest::new(),
+            manifest: Manifest::default(),
             areas,
             recognition: recognise_unchanged.then(Recognition::default),
             keeping,

@@ -28,20 +28,21 @@ impl<T> Drop for Reply<T> {
 }
 
 /// The work of which `batch` does one batch after the other, until it has a result, which is the reply;
-/// so is a panic.
+/// so is a panic. What `batch` holds has been let go of when the reply is sent.
 pub(super) fn replying<T: 'static>(
     mut reply: Reply<T>,
-    mut batch: impl FnMut() -> Option<T> + Send + 'static,
+    batch: impl FnMut() -> Option<T> + Send + 'static,
 ) -> Work {
-    Box::new(move || match contained(&mut batch) {
-        Ok(None) => Progress::More,
-        Ok(Some(done)) => {
-            reply.send(Ok(done));
-            Progress::Done
-        }
-        Err(panic) => {
-            reply.send(Err(panic));
-            Progress::Done
-        }
+    let mut batch = Some(batch);
+    Box::new(move || {
+        let Some(run) = batch.as_mut() else {
+            return Progress::Done;
+        };
+        let Some(result) = contained(run).transpose() else {
+            return Progress::More;
+        };
+        batch = None;
+        reply.send(result);
+        Progress::Done
     })
 }
