@@ -32,7 +32,8 @@ use nix::sys::stat::FileStat;
 
 use super::file_id::{FileId, special_type};
 use super::staging_dir::{
-    StagingDir, forgive_missing, make_dir, make_dirs, open_own_dir, with_fallback,
+    StagingDir, forgive_missing, make_dir, make_dirs, open_own_dir, remove_unused_dir,
+    with_fallback,
 };
 use super::sys;
 use crate::error::{Context, Error, FileType, Result};
@@ -146,6 +147,20 @@ impl Area {
         self.next_number.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// What has become of an attempt to change something in the area: where its directory is missing the
+    /// area has gone.
+    pub(super) fn attempted<T>(
+        &self,
+        action: &'static str,
+        name: &Path,
+        result: nix::Result<T>,
+    ) -> Result<T, PublishError> {
+        result.map_err(|errno| match errno {
+            Errno::ENOENT | Errno::ENOTDIR => PublishError::AreaLost,
+            errno => Error::io(action, &self.path.join(name), errno).into(),
+        })
+    }
+
     /// Makes the directory of a checksum for `work`, and takes it away again if that fails.
     pub(super) fn in_checksum_dir<T>(
         &self,
@@ -153,13 +168,7 @@ impl Area {
         work: impl FnOnce(&Path) -> Result<T, PublishError>,
     ) -> Result<T, PublishError> {
         let dir = Path::new(OsStr::from_bytes(checksum));
-        match self.make_checksum_dir(dir) {
-            Ok(()) => {}
-            Err(Errno::ENOENT) => return Err(PublishError::AreaLost),
-            Err(errno) => {
-                return Err(Error::io("make directory", &self.path.join(dir), errno).into());
-            }
-        }
+        self.attempted("make directory", dir, self.make_checksum_dir(dir))?;
         let result = work(dir);
         if result.is_err() {
             let _ = sys::rmdir_at(self.dir(), dir);
@@ -245,8 +254,7 @@ pub(super) fn looks_staged(stat: &FileStat) -> bool {
 pub(super) fn remove_entry(dir: &OwnedFd, name: &Path) -> nix::Result<()> {
     match sys::unlink_at(dir, name) {
         // Some systems say EPERM of a directory.
-        Err(refusal @ (Errno::EISDIR | Errno::EPERM)) => match sys::rmdir_at(dir, name) {
-            Err(Errno::ENOTEMPTY | Errno::EEXIST) => Ok(()),
+        Err(refusal @ (Errno::EISDIR | Errno::EPERM)) => match remove_unused_dir(dir, name) {
             Err(Errno::ENOTDIR) => Err(refusal),
             result => result,
         },

@@ -16,7 +16,7 @@ use super::area::{Area, ELSEWHERE_PREFIX, PublishError, looks_staged};
 use super::file_id::{FileId, Stamp, special_type};
 use super::scratch::OpenScratch;
 use super::staged_file::{Place, StagedFile};
-use super::staging_dir::{forgive_missing, make_dirs};
+use super::staging_dir::{forgive_missing, make_dirs, remove_unused_dir};
 use super::sys;
 use crate::checksum::Checksum;
 use crate::error::{Context, Error, Result};
@@ -32,9 +32,8 @@ pub(crate) struct ScratchBeside {
     destination: PathBuf,
     record: PathBuf,
     made_dir: bool,
-    /// Where it is: beside the destination, or there.
-    path: PathBuf,
-    file: Option<OpenScratch>,
+    /// Beside the destination, or there.
+    file: OpenScratch,
     /// It has been published.
     gone: bool,
 }
@@ -98,20 +97,17 @@ fn try_scratch_beside(
         destination: destination.to_owned(),
         record: PathBuf::from(record),
         made_dir,
-        path: beside(destination, area.path(), number),
-        file: None,
+        file: OpenScratch {
+            path: beside(destination, area.path(), number),
+            file: None,
+        },
         gone: false,
     };
     // The record comes first: whenever we die, the next start finds all there is.
-    match sys::symlink_at(destination, area.dir(), &scratch.record) {
-        Ok(()) => {}
-        Err(Errno::ENOENT) => return Err(PublishError::AreaLost),
-        Err(errno) => {
-            return Err(Error::io("create", &area.path().join(&scratch.record), errno).into());
-        }
-    }
-    let file = sys::create_at(AT_FDCWD, &scratch.path, mode).context("create", &scratch.path)?;
-    scratch.file = Some(OpenScratch::new(scratch.path.clone(), file));
+    let recorded = sys::symlink_at(destination, area.dir(), &scratch.record);
+    area.attempted("create", &scratch.record, recorded)?;
+    let created = sys::create_at(AT_FDCWD, scratch.path(), mode);
+    scratch.file.file = Some(created.context("create", scratch.path())?);
     Ok(scratch)
 }
 
@@ -126,21 +122,11 @@ fn beside(destination: &Path, area: &Path, number: u64) -> PathBuf {
 
 impl ScratchBeside {
     pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn open(&mut self) -> Result<&mut OpenScratch> {
-        let path = &self.path;
-        self.file
-            .as_mut()
-            .ok_or_else(|| Error::io("write to", path, Errno::EBADF))
+        &self.file.path
     }
 
     pub(crate) fn file(&self) -> Result<&File> {
-        match &self.file {
-            Some(file) => file.file(),
-            None => Err(Error::io("write to", &self.path, Errno::EBADF)),
-        }
+        self.file.file()
     }
 
     /// Puts it in place as the file of a checksum.
@@ -151,7 +137,7 @@ impl ScratchBeside {
         size: u64,
         mode: Mode,
     ) -> Result<StagedFile> {
-        let written = self.open()?.finish(mode)?;
+        let written = self.file.finish(mode)?;
         let area = self.area.clone();
         let mut record = OsString::from(&self.record);
         record.push(format!("-{written}"));
@@ -161,17 +147,16 @@ impl ScratchBeside {
         self.record.clone_from(&record);
         // Somebody may have put something there since the source was opened.
         look_at_destination(&self.destination)?;
-        sys::rename_at(AT_FDCWD, &self.path, AT_FDCWD, &self.destination)
+        sys::rename_at(AT_FDCWD, self.path(), AT_FDCWD, &self.destination)
             .context("rename", &self.destination)?;
         // That is where it is now, should something still fail.
-        self.path.clone_from(&self.destination);
-        let seen = sys::lstat(&self.path).context("stat", &self.path)?;
-        let seen = Stamp::of(&seen);
+        self.file.path.clone_from(&self.destination);
+        let seen = Stamp::of(&sys::lstat(self.path()).context("stat", self.path())?);
         self.gone = true;
         Ok(StagedFile {
             checksum,
             name,
-            path: self.path.as_path().into(),
+            path: self.path().into(),
             size,
             // The file that another staging has put there meanwhile is neither to be taken for this
             // one nor to go with it.
@@ -194,15 +179,14 @@ impl Drop for ScratchBeside {
         if self.gone {
             return;
         }
-        if let Some(file) = self.file.as_mut() {
-            file.close();
-        }
+        // As a scratch file in an area.
+        self.file.file = None;
         // Nobody is left to tell of a failure; the next start removes what stays.
-        let removed = sys::unlink_at(AT_FDCWD, &self.path);
+        let removed = sys::unlink_at(AT_FDCWD, self.path());
         if matches!(removed, Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR)) {
             let _ = sys::unlink_at(self.area.dir(), &self.record);
         }
-        if let Some(dir) = self.path.parent().filter(|_| self.made_dir) {
+        if let Some(dir) = self.path().parent().filter(|_| self.made_dir) {
             let _ = sys::rmdir_at(AT_FDCWD, dir);
         }
     }
@@ -242,10 +226,7 @@ pub(super) fn purge_recorded(
         }
     }
     if let Some(dir) = destination.parent().filter(|_| made_dir) {
-        match sys::rmdir_at(AT_FDCWD, dir) {
-            Err(Errno::ENOTEMPTY | Errno::EEXIST) => {}
-            result => forgive_missing(result)?,
-        }
+        forgive_missing(remove_unused_dir(AT_FDCWD, dir))?;
     }
     sys::unlink_at(area, name)
 }

@@ -15,7 +15,9 @@ use super::elsewhere;
 use super::file_id::special_type;
 use super::source::Source;
 use super::staged_file::LET_GO;
-use super::staging_dir::{StagingDir, forgive_missing, open_own_dir, with_fallback};
+use super::staging_dir::{
+    StagingDir, forgive_missing, open_own_dir, remove_unused_dir, with_fallback,
+};
 use super::sys;
 use crate::checksum::{self, is_digest};
 use crate::error::{Error, Failures, FileType};
@@ -81,18 +83,26 @@ fn open(staging_dir: &StagingDir, failures: &mut Failures) -> Option<Areas> {
             return None;
         }
     };
-    match sys::names(&dir) {
-        Ok(names) => Some(Areas {
-            dir,
-            path,
-            names: names.into_iter(),
-            dead: None,
-        }),
-        Err(errno) => {
-            failures.push((path.clone(), Error::io("list", &path, errno)));
-            None
-        }
-    }
+    let names = failed_to("list", path.clone(), sys::names(&dir), failures)?.into_iter();
+    let dead = None;
+    Some(Areas {
+        dir,
+        path,
+        names,
+        dead,
+    })
+}
+
+/// What came of an attempt; a failure is noted.
+fn failed_to<T>(
+    action: &'static str,
+    path: PathBuf,
+    result: nix::Result<T>,
+    failures: &mut Failures,
+) -> Option<T> {
+    result
+        .map_err(|errno| failures.push((path.clone(), Error::io(action, &path, errno))))
+        .ok()
 }
 
 impl Areas {
@@ -103,32 +113,20 @@ impl Areas {
             let (path, removed) = match dead.names.next() {
                 Some(child) => (path.join(&child), purge_child(&dead.lock, &child, &path)),
                 None => {
-                    let removed = match sys::rmdir_at(&self.dir, Path::new(&dead.name)) {
-                        Err(Errno::ENOTEMPTY | Errno::EEXIST) => Ok(()),
-                        removed => removed,
-                    };
+                    let removed = remove_unused_dir(&self.dir, Path::new(&dead.name));
                     self.dead = None;
                     (path, removed)
                 }
             };
-            if let Err(errno) = forgive_missing(removed) {
-                let error = Error::io("remove", &path, errno);
-                failures.push((path, error));
-            }
+            failed_to("remove", path, forgive_missing(removed), failures);
             return true;
         }
         let Some(name) = self.names.next() else {
             return false;
         };
         if is_area_name(name.as_bytes()) {
-            match lock_dead_area(&self.dir, &name) {
-                Ok(dead) => self.dead = dead,
-                Err(errno) => {
-                    let path = self.path.join(&name);
-                    let error = Error::io("remove", &path, errno);
-                    failures.push((path, error));
-                }
-            }
+            let locked = lock_dead_area(&self.dir, &name).map(|dead| self.dead = dead);
+            failed_to("remove", self.path.join(&name), locked, failures);
         }
         true
     }
@@ -219,10 +217,7 @@ fn purge_checksum_dir(area: &OwnedFd, name: &Path) -> nix::Result<()> {
         forgive_missing(remove_entry(&dir, Path::new(&child)))?;
     }
     drop(dir);
-    match sys::rmdir_at(area, name) {
-        Err(Errno::ENOTEMPTY | Errno::EEXIST) => Ok(()),
-        result => result,
-    }
+    remove_unused_dir(area, name)
 }
 
 /// Whether the content of a regular file is that of which `digest` is the name.
@@ -252,8 +247,8 @@ fn purge_link(area: &OwnedFd, name: &Path) -> nix::Result<()> {
 
 /// Removes a file on its way in, or what was staged under the name of one.
 fn purge_scratch(dir: &OwnedFd, name: &Path) -> nix::Result<()> {
-    match special_type(&sys::lstat_at(dir, name)?) {
-        None => sys::unlink_at(dir, name),
-        Some(_) => Ok(()),
+    if special_type(&sys::lstat_at(dir, name)?).is_none() {
+        sys::unlink_at(dir, name)?;
     }
+    Ok(())
 }

@@ -70,21 +70,20 @@ impl Scratch {
                 result => break result,
             }
         };
-        let path = area.path().join(&name);
-        match created {
-            Ok(file) => Ok(Self {
-                area: area.clone(),
-                name,
-                file: OpenScratch::new(path, file),
-                gone: false,
-            }),
-            Err(Errno::ENOENT | Errno::ENOTDIR) => Err(PublishError::AreaLost),
-            Err(errno) => Err(Error::io("create", &path, errno).into()),
-        }
+        let file = OpenScratch {
+            file: Some(area.attempted("create", &name, created)?),
+            path: area.path().join(&name),
+        };
+        Ok(Self {
+            area: area.clone(),
+            name,
+            file,
+            gone: false,
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.file.path()
+        &self.file.path
     }
 
     pub(crate) fn file(&self) -> Result<&File> {
@@ -119,21 +118,14 @@ impl Scratch {
             Err(Errno::EISDIR) => area.put_aside(&relative).and_then(|()| rename()),
             renamed => renamed,
         };
-        match renamed {
-            Ok(()) => {
-                self.gone = true;
-                panics::point("published");
-            }
-            Err(Errno::ENOENT) => return Err(PublishError::AreaLost),
-            Err(errno) => return Err(Error::io("rename", &path, errno).into()),
-        }
+        area.attempted("rename", &relative, renamed)?;
+        self.gone = true;
+        panics::point("published");
         // Through the whole path, as its readers go: it must lead to what was written.
         let stamp = match sys::lstat(&path).map(|stat| Stamp::of(&stat)) {
             Ok(stamp) if stamp.id() == written.id() => Ok(stamp),
-            Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {
-                Err(PublishError::AreaLost)
-            }
-            Err(errno) => Err(Error::io("stat", &path, errno).into()),
+            Ok(_) | Err(Errno::ELOOP) => Err(PublishError::AreaLost),
+            missing => area.attempted("stat", &relative, missing),
         };
         if stamp.is_err() {
             let _ = sys::unlink_at(area.dir(), &relative);
@@ -152,7 +144,8 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if !self.gone {
-            self.file.close();
+            // FUSE gives a file that is removed while it is open another name, in the same directory.
+            self.file.file = None;
             // Nobody is left to tell of a failure; the next start removes what stays.
             let _ = sys::unlink_at(self.area.dir(), &self.name);
         }
@@ -172,33 +165,16 @@ fn clear(area: &Area, name: &Path) -> nix::Result<bool> {
 
 /// A file that is being written, wherever it is.
 pub(super) struct OpenScratch {
-    path: PathBuf,
-    /// `None` once it has been closed.
-    file: Option<File>,
+    pub(super) path: PathBuf,
+    /// `None` before it is created, and once it has been closed.
+    pub(super) file: Option<File>,
 }
 
 impl OpenScratch {
-    pub(super) fn new(path: PathBuf, file: File) -> Self {
-        Self {
-            path,
-            file: Some(file),
-        }
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(super) fn file(&self) -> Result<&File> {
         self.file
             .as_ref()
             .ok_or_else(|| Error::io("write to", &self.path, Errno::EBADF))
-    }
-
-    /// Closes a file that is to be removed: FUSE gives one that is open another name, and its directory
-    /// could not be removed.
-    pub(super) fn close(&mut self) {
-        self.file = None;
     }
 
     /// Closes the file, with the mode that it is to have, which the umask may have narrowed.

@@ -134,25 +134,19 @@ impl<'a> Source<'a> {
     /// The digest of the content, and its size in bytes.
     pub(crate) fn content(&self) -> Result<Content> {
         sys::rewind(&self.file).context("read", self.path)?;
-        let mut hasher = Sha256::new();
-        let mut size = 0;
-        self.each_piece(|piece| {
-            hash_in_turn(&mut hasher, piece);
-            size += piece.len() as u64;
-            Ok(())
-        })?;
-        Ok(Content {
-            digest: hasher.finalize().into(),
-            size,
-        })
+        self.hash_pieces(|_| Ok(()))
     }
 
     /// Copies the content into `target`, which is empty, and gives its size and the digest of what
     /// was written.
     pub(crate) fn copy_into(&self, target: &File, target_path: &Path) -> Result<Content> {
         sys::rewind(&self.file).context("read", self.path)?;
+        let copy_pieces = || {
+            self.hash_pieces(|piece| sys::write_all(target, piece).context("write to", target_path))
+        };
+        // What there is to gain from a second thread costs less than one.
         if self.size() <= INLINE_LIMIT as u64 {
-            return self.copy_pieces(target, target_path);
+            return copy_pieces();
         }
         let before = Now::read();
         if sys::clone_content(target, &self.file).context("write to", target_path)? {
@@ -166,7 +160,7 @@ impl<'a> Source<'a> {
             let ahead = move || self.copy_ahead(target, target_path, &copied);
             let Ok(copier) = std::thread::Builder::new().spawn_scoped(scope, ahead) else {
                 // No thread can be had: late is better than never.
-                return self.copy_pieces(target, target_path);
+                return copy_pieces();
             };
             let digest = digest_behind(target, target_path, &progress);
             drop(progress);
@@ -236,25 +230,13 @@ impl<'a> Source<'a> {
         clone.content()
     }
 
-    /// One piece after the other: what there is to gain from a second thread costs less than one.
-    fn copy_pieces(&self, target: &File, target_path: &Path) -> Result<Content> {
+    /// Reads the content, has `work` see each piece of it, and hashes that.
+    fn hash_pieces(&self, mut work: impl FnMut(&[u8]) -> Result<()>) -> Result<Content> {
+        // The size of a file of `/proc` is not known, and said to be 0.
+        let small = usize::try_from(self.size()).ok();
+        let small = small.filter(|size| (1..=INLINE_LIMIT).contains(size));
+        let mut buffer = Buffer::new(small.unwrap_or(PIECE));
         let mut hasher = Sha256::new();
-        let mut size = 0_u64;
-        self.each_piece(|piece| {
-            hasher.update(piece);
-            size += piece.len() as u64;
-            sys::write_all(target, piece).context("write to", target_path)
-        })?;
-        Ok(Content {
-            digest: hasher.finalize().into(),
-            size,
-        })
-    }
-
-    fn each_piece(&self, mut work: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        // A small file needs no more. The size of those of `/proc` is not known.
-        let size = usize::try_from(self.size()).map_or(PIECE, |size| size.min(PIECE));
-        let mut buffer = Buffer::new(if size == 0 { PIECE } else { size });
         let mut left = Remaining::new(self);
         loop {
             self.go_on()?;
@@ -262,10 +244,18 @@ impl<'a> Source<'a> {
             let count =
                 sys::read_full(&self.file, &mut buffer[..wanted]).context("read", self.path)?;
             left.took(count);
-            if count == 0 {
-                return Ok(());
+            let piece = &buffer[..count];
+            if piece.is_empty() {
+                return Ok(Content {
+                    digest: hasher.finalize().into(),
+                    size: left.taken,
+                });
             }
-            work(&buffer[..count])?;
+            // A small file need not wait for those that are hashed for long.
+            let turn = small.is_none().then(turns::turn);
+            hasher.update(piece);
+            drop(turn);
+            work(piece)?;
         }
     }
 }
@@ -285,7 +275,9 @@ fn digest_behind(copy: &File, path: &Path, progress: &Receiver<u64>) -> Result<C
                 // Somebody has cut it off.
                 return Err(Error::io("read", path, Errno::EIO));
             }
-            hash_in_turn(&mut hasher, &buffer[..count]);
+            let turn = turns::turn();
+            hasher.update(&buffer[..count]);
+            drop(turn);
             done += count as u64;
         }
     }
@@ -293,11 +285,6 @@ fn digest_behind(copy: &File, path: &Path, progress: &Receiver<u64>) -> Result<C
         digest: hasher.finalize().into(),
         size: done,
     })
-}
-
-fn hash_in_turn(hasher: &mut Sha256, piece: &[u8]) {
-    let _turn = turns::turn();
-    hasher.update(piece);
 }
 
 /// How much of a source is still to be read. What is staged is the file as long as it was when it

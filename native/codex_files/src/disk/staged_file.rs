@@ -12,7 +12,7 @@ use nix::sys::stat::{FileStat, Mode};
 
 use super::area::{Area, looks_staged, relative, remove_entry};
 use super::file_id::{Stamp, special_type};
-use super::staging_dir::{forgive_missing, remove_dir};
+use super::staging_dir::{forgive_missing, remove_unused_dir};
 use super::sys;
 use crate::checksum::Checksum;
 use crate::error::{Context, Result};
@@ -141,7 +141,7 @@ impl StagedFile {
                 }
                 .context("remove", &self.path)?;
                 if let Some(dir) = self.made_dir() {
-                    remove_dir(AT_FDCWD, dir, &self.path)?;
+                    forgive_missing(remove_unused_dir(AT_FDCWD, dir)).context("remove", dir)?;
                 }
                 forgive_missing(sys::unlink_at(area.dir(), record))
                     .context("remove", &area.path().join(record))

@@ -135,12 +135,12 @@ pub(super) fn make_dirs(path: &Path) -> Result<bool> {
     .context("make directory", path)
 }
 
-/// Removes a directory of ours; one that somebody has put a file into stays.
-pub(super) fn remove_dir(dir: impl AsFd, path: &Path, file: &Path) -> Result<()> {
+/// Removes a directory; one that somebody keeps something in stays.
+pub(super) fn remove_unused_dir(dir: impl AsFd, path: &Path) -> nix::Result<()> {
     match sys::rmdir_at(dir, path) {
         // Some systems say EEXIST for ENOTEMPTY.
         Err(Errno::ENOTEMPTY | Errno::EEXIST) => Ok(()),
-        result => forgive_missing(result).context("remove", file.parent().unwrap_or(file)),
+        result => result,
     }
 }
 
