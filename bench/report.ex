@@ -16,14 +16,14 @@ defmodule Bench.Report do
   ]
 
   # The last column but one has the sides that are there for comparison alone.
-  @names %{
+  @names [
     bare: "",
     scheduled: "by a dirty NIF ",
-    looking: "plain Elixir that looks ",
+    not_looking: "plain Elixir that does not look ",
     copying: "a copy of the list ",
     cp: "cp ",
     openssl: "openssl "
-  }
+  ]
 
   def header do
     IO.puts(line(Enum.map(@columns, &elem(&1, 0))))
@@ -38,9 +38,9 @@ defmodule Bench.Report do
       end
 
     bare =
-      for side <- [:bare, :scheduled, :looking, :copying, :cp, :openssl],
+      for {side, name} <- @names,
           Map.has_key?(result.values, side),
-          do: @names[side] <> spread(result, side)
+          do: name <> spread(result, side)
 
     bars =
       for {asked, measured, met?} <- Result.bars(result),

@@ -53,11 +53,6 @@ defmodule Bench.Result do
          do: {"#{number(factor)}x faster", "#{number(ratio)}x", ratio >= factor}
   end
 
-  defp bar({:faster_than, factor, side, name}, result) do
-    with {_, ratio, _} <- ratios(result, side),
-         do: {"#{number(factor)}x faster than #{name}", "#{number(ratio)}x", ratio >= factor}
-  end
-
   # Of several sides the slowest counts, in each round.
   defp bar({:at_most_times, factor, sides, name}, %{values: %{codex_files: ours} = values}) do
     theirs =

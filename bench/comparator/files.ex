@@ -1,8 +1,9 @@
 defmodule Comparator.Files do
   @moduledoc false
   # The same work in plain Elixir, as one would write it without the library: what the benchmark
-  # compares it with. It does what SPEC.md says of the original, no more: it hashes the source and
-  # then copies it, one file operation at a time, and leaves an expired file's directory behind.
+  # compares it with. It does the same as the original, and looks whether the file of a known checksum
+  # is still there, as the library does. It hashes the source and then copies it, one file operation
+  # at a time, and leaves an expired file's directory behind.
 
   alias Comparator.Registry
 

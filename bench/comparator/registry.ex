@@ -11,12 +11,17 @@ defmodule Comparator.Registry do
 
   def start_link(opts \\ []), do: GenServer.start_link(__MODULE__, opts, name: __MODULE__)
 
-  def stage(opts), do: GenServer.call(__MODULE__, {:stage, opts}, :infinity)
+  @doc "Stages; looks first, in the cheapest way, whether the file of a known checksum is still there."
+  def stage(opts) do
+    with [{checksum, attachment}] <- :ets.lookup(@table, opts.checksum),
+         {:error, _reason} <- :file.read_link_info(attachment.path, [:raw]),
+         do: GenServer.call(__MODULE__, {:forget, checksum}, :infinity)
 
-  @doc "Stages a known checksum again, if its file is still there: in the cheapest way to look."
-  def stage_if_there(opts) do
-    with {:ok, _info} <- :file.read_link_info(opts.destination_path, [:raw]), do: stage(opts)
+    stage_without_looking(opts)
   end
+
+  @doc "Stages; of a known checksum, returns a path whose file may have gone."
+  def stage_without_looking(opts), do: GenServer.call(__MODULE__, {:stage, opts}, :infinity)
 
   def list, do: GenServer.call(__MODULE__, :list, :infinity)
   def metrics, do: GenServer.call(__MODULE__, :metrics, :infinity)
@@ -46,6 +51,11 @@ defmodule Comparator.Registry do
         state = put_in(state.copying[checksum], [{from, opts}])
         {:noreply, enqueue(state, {:stage, checksum, opts})}
     end
+  end
+
+  def handle_call({:forget, checksum}, _from, state) do
+    :ets.delete(state.table, checksum)
+    {:reply, :ok, state}
   end
 
   def handle_call(:list, _from, state) do
