@@ -5,12 +5,17 @@ defmodule Bench do
 
   alias Bench.{Bare, BareNif, Chart, Fairness, Large, Report, Scale, Scene, Sources}
 
+  @names Scene.names() ++
+           Scene.names_in_turn() ++
+           Large.names() ++ Scale.names() ++ Fairness.names()
+
   @usage """
   bin/bench [OPTION...]
 
     --quick            a few seconds for each row, fewer sizes, smaller large files
-    --rows A,B,...     only these: #{Enum.join(Scene.names() ++ Large.names() ++ Scale.names() ++ Fairness.names(), ", ")}
+    --rows A,B,...     only these: #{Enum.join(@names, ", ")}
     --entries A,B,...  the sizes; 1000,20000,100000 if not said otherwise
+    --in-turn N        how many unchanged files again_in_turn stages; 200,000 if not said otherwise
     --seconds N        how long to measure each row
     --dir DIR          where to put the files, on the file system to be measured
     --output DIR       where to put results.csv, fairness.csv and chart.svg
@@ -20,6 +25,7 @@ defmodule Bench do
     quick: :boolean,
     rows: :string,
     entries: :string,
+    in_turn: :integer,
     seconds: :integer,
     dir: :string,
     output: :string,
@@ -51,12 +57,12 @@ defmodule Bench do
 
   defp settings(opts) do
     quick? = Map.get(opts, :quick, false)
-    all = Scene.names() ++ Large.names() ++ Scale.names() ++ Fairness.names()
-    rows = if opts[:rows], do: String.split(opts.rows, ","), else: all
-    if rows -- all != [], do: fail("expected rows of #{Enum.join(all, ", ")}")
+    rows = if opts[:rows], do: String.split(opts.rows, ","), else: @names
+    if rows -- @names != [], do: fail("expected rows of #{Enum.join(@names, ", ")}")
 
-    if "new_large" in rows and System.find_executable("openssl") == nil,
-      do: fail("expected openssl on the PATH: the row new_large is measured beside it")
+    if Enum.any?(["gone_large", "new_large"], &(&1 in rows)) and
+         System.find_executable("openssl") == nil,
+       do: fail("expected openssl on the PATH: new_large and gone_large are measured beside it")
 
     entries =
       cond do
@@ -72,6 +78,7 @@ defmodule Bench do
       mode: if(quick?, do: :quick, else: :full),
       rows: rows,
       entries: Enum.sort(entries),
+      in_turn: opts[:in_turn] || if(quick?, do: 20_000, else: 200_000),
       many: if(quick?, do: 100_000, else: 1_000_000),
       seconds: opts[:seconds] || if(quick?, do: 2, else: 12),
       large_mib: if(quick?, do: 128, else: 512),
@@ -128,6 +135,9 @@ defmodule Bench do
     if scenes != [],
       do: Enum.each(settings.entries, &Scene.run(&1, scenes, dirs, settings, report))
 
+    if "again_in_turn" in rows,
+      do: Scene.run_in_turn(settings.in_turn, dirs, settings, report)
+
     if larges != [], do: Large.run(larges, settings.large_mib, dirs, settings, report)
     sizes = settings.entries ++ [settings.many]
     if "memory" in rows or "core" in rows, do: Scale.core(sizes, rows, memory, report)
@@ -145,6 +155,7 @@ defmodule Bench do
 
     needed = [
       if(scenes != [], do: Scene.sources_needed(most), else: 0),
+      if("again_in_turn" in settings.rows, do: settings.in_turn, else: 0),
       if("memory" in settings.rows, do: most, else: 0),
       if("fairness" in settings.rows, do: Fairness.sources_needed(), else: 0)
     ]

@@ -5,7 +5,7 @@ defmodule Bench.Scene do
 
   import Bench.Measure, only: [side: 2, side: 3, calls: 4]
 
-  alias Bench.{Bare, BareNif, Measure, Result, Row, Side, Sources}
+  alias Bench.{Bare, BareNif, Measure, Report, Result, Row, Side, Sources}
 
   # The files of one turn of a row that writes or removes some.
   @some 1_000
@@ -16,6 +16,8 @@ defmodule Bench.Scene do
   @names ~w(metrics list cleanup_idle known again new cleanup reset)
 
   def names, do: @names
+
+  def names_in_turn, do: ["again_in_turn"]
 
   @doc "How many small files there have to be."
   def sources_needed(entries), do: entries + @some
@@ -32,6 +34,43 @@ defmodule Bench.Scene do
     :ok = Codex.Files.reset!()
     :ok = Comparator.Files.reset!()
     if bare?, do: Bare.remove(dirs.bare, 0, entries)
+  end
+
+  @doc """
+  Measures unchanged files, so many that they are recognised only if as many are remembered as are
+  staged: each is staged again in its turn.
+  """
+  def run_in_turn(count, dirs, settings, report) do
+    fill(count, dirs, false)
+
+    row = %Row{
+      name: "again_in_turn",
+      title: "Files.stage, unchanged 4 KiB, #{Report.grouped(count)} in turn",
+      sides: [
+        in_turn(:codex_files, count, &Codex.Files.stage/1),
+        in_turn(:elixir, count, &Comparator.Files.stage/1)
+      ],
+      bars: [{:faster, 8}]
+    }
+
+    report.(%Result{row: row, values: Measure.rounds(row, settings)})
+    :ok = Codex.Files.reset!()
+    :ok = Comparator.Files.reset!()
+  end
+
+  # Every turn goes on where the one before has ended.
+  defp in_turn(name, count, stage) do
+    done = :counters.new(1, [])
+
+    side(
+      name,
+      fn first, number -> {:ok, _} = stage.(Sources.path(rem(first + number, count))) end,
+      prepare: fn operations ->
+        first = :counters.get(done, 1)
+        :counters.add(done, 1, operations)
+        first
+      end
+    )
   end
 
   defp fill(entries, dirs, bare?) do
