@@ -3,11 +3,11 @@ defmodule Bench do
   # Measures the library beside the same work in plain Elixir, the bare system calls, `cp` and
   # `openssl`. See bin/bench.
 
-  alias Bench.{Bare, BareNif, Chart, Fairness, Large, Report, Scale, Scene, Sources}
+  alias Bench.{Bare, BareNif, Chart, Fairness, Large, OtherVM, Report, Scale, Scene, Sources}
 
   @names Scene.names() ++
            Scene.names_in_turn() ++
-           Large.names() ++ Scale.names() ++ Fairness.names()
+           Large.names() ++ OtherVM.names() ++ Scale.names() ++ Fairness.names()
 
   @usage """
   bin/bench [OPTION...]
@@ -117,6 +117,7 @@ defmodule Bench do
   defp measure(settings, dirs) do
     scenes = Enum.filter(Scene.names(), &(&1 in settings.rows))
     larges = Enum.filter(Large.names(), &(&1 in settings.rows))
+    others = Enum.filter(OtherVM.names(), &(&1 in settings.rows))
     rows = settings.rows
     IO.puts(environment(settings, dirs))
     sources(settings, dirs, scenes)
@@ -139,6 +140,7 @@ defmodule Bench do
       do: Scene.run_in_turn(settings.in_turn, dirs, settings, report)
 
     if larges != [], do: Large.run(larges, settings.large_mib, dirs, settings, report)
+    if others != [], do: OtherVM.run(others, dirs, settings, report)
     sizes = settings.entries ++ [settings.many]
     if "memory" in rows or "core" in rows, do: Scale.core(sizes, rows, memory, report)
     if "list_all" in rows, do: Scale.list_all(sizes, dirs, settings, report)
@@ -156,6 +158,7 @@ defmodule Bench do
     needed = [
       if(scenes != [], do: Scene.sources_needed(most), else: 0),
       if("again_in_turn" in settings.rows, do: settings.in_turn, else: 0),
+      if("new_spinning" in settings.rows, do: OtherVM.sources_needed(), else: 0),
       if("memory" in settings.rows, do: most, else: 0),
       if("fairness" in settings.rows, do: Fairness.sources_needed(), else: 0)
     ]

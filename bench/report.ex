@@ -22,7 +22,9 @@ defmodule Bench.Report do
     not_looking: "plain Elixir that does not look ",
     copying: "a copy of the list ",
     cp: "cp ",
-    openssl: "openssl "
+    openssl: "openssl ",
+    one_call: "one first call ",
+    no_flag: "without the flag "
   ]
 
   def header do
