@@ -7,14 +7,6 @@ defmodule Mix.Tasks.Compile.CodexFiles do
   It is a compiler of the library's own project: where `codex_files` is a dependency it runs with
   the others when the dependency is compiled, and the host's `mix.exs` has nothing to say about it.
 
-      $ mix compile
-      ==> codex_files
-      Compiling ... files (.ex)
-      Generated codex_files app
-         Compiling codex_files v0.1.0
-         Compiling codex_files_nif v0.1.0
-          Finished `release` profile [optimized] target(s) in 41.20s
-
   Cargo runs every time and its fingerprints decide what there is to do. When that is nothing, it is
   silent and the compiler returns `:noop`. Where cargo cannot be run any more, what it has built stays
   in use as long as the Rust sources, the target and the profile are the same.
@@ -57,21 +49,24 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
   use Mix.Task.Compiler
 
-  alias Codex.Files.{Native, Trial}
+  alias Codex.Files.{Cargo, Native, Trial}
   alias Mix.Task.Compiler.Diagnostic
 
-  @package "codex_files_nif"
   @library "libcodex_files_nif.so"
 
   @impl true
   def run(_args) do
-    with {:ok, origin, library, diagnostics} <- library(),
+    with {:ok, origin, library, remarks} <- library(),
          {:ok, status} <- install(origin, library) do
-      {status, diagnostics}
+      {status, Enum.map(remarks, &diagnostic/1)}
     else
-      {:error, message, diagnostics} ->
+      {:error, message, remarks} ->
         Mix.shell().error(message)
-        {:error, diagnostics}
+
+        remarks =
+          if remarks == [], do: [{:error, message, Path.expand("Cargo.toml"), 0}], else: remarks
+
+        {:error, Enum.map(remarks, &diagnostic/1)}
     end
   end
 
@@ -95,11 +90,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
     :ok
   end
 
-  # The current directory is that of codex_files, whoever depends on it.
-  defp root, do: File.cwd!()
-  defp manifest, do: Path.join(root(), "Cargo.toml")
-
-  # Beside ebin and priv, which a release copies whole.
+  # It lies beside ebin and priv, which a release copies whole.
   defp target_dir, do: Path.join(Mix.Project.app_path(), "cargo")
   defp ebin, do: Path.join(Mix.Project.app_path(), "ebin")
   defp priv, do: Path.join(Mix.Project.app_path(), "priv")
@@ -110,8 +101,12 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
   defp library do
     case System.get_env("CODEX_FILES_NIF", "") do
-      "" -> build()
-      path -> prebuilt(path)
+      "" ->
+        with {:ok, library, remarks} <- Cargo.build(target_dir(), Mix.env()),
+             do: {:ok, :built, library, remarks}
+
+      path ->
+        prebuilt(path)
     end
   end
 
@@ -122,191 +117,6 @@ defmodule Mix.Tasks.Compile.CodexFiles do
     else
       failure("expected CODEX_FILES_NIF to be an absolute path, got: #{path}")
     end
-  end
-
-  ## Build
-
-  defp build do
-    # Before cargo reads them: what is changed meanwhile is built the next time.
-    sources = digest_sources()
-
-    with {:ok, cargo} <- find_cargo(),
-         :ok <- check_version(cargo) do
-      _ = File.rm(record())
-      cargo |> run_cargo() |> built(sources)
-    else
-      unfit -> built_earlier(sources, unfit)
-    end
-  end
-
-  # What was built of these sources is there, although cargo is not any more.
-  defp built_earlier(sources, unfit) do
-    with {:ok, record} <- File.read(record()),
-         [^sources, library] <- String.split(record, "\n", parts: 2),
-         library = Path.expand(library, target_dir()),
-         true <- File.regular?(library) do
-      {:ok, :built, library, []}
-    else
-      _ -> unfit
-    end
-  end
-
-  # Says of what cargo has built the library, and where that is.
-  defp record, do: Path.join(target_dir(), "#{@package}.built")
-
-  # By content, since copying a folder into an image or checking it out again changes the times.
-  defp digest_sources do
-    sources =
-      for path <- ["Cargo.toml", "Cargo.lock" | Path.wildcard("native/**")],
-          File.regular?(path),
-          do: [path, 0, File.read!(path), 0]
-
-    machine = [
-      :erlang.system_info(:system_architecture),
-      System.get_env("CARGO_BUILD_TARGET", "")
-    ]
-
-    Base.encode16(:erlang.md5([sources, machine, profile(Mix.env())]))
-  end
-
-  defp find_cargo do
-    name = System.get_env("CARGO", "cargo")
-
-    case System.find_executable(name) do
-      nil -> unfit("could not find #{name}")
-      path -> {:ok, path}
-    end
-  end
-
-  # Asked beforehand: what an old cargo says of a manifest it cannot read helps nobody.
-  defp check_version(cargo) do
-    required = required_version()
-    {output, _status} = System.cmd(cargo, ["--version"], stderr_to_stdout: true, cd: root())
-
-    case Regex.run(~r/^cargo (\d+\.\d+\.\d+)/m, output, capture: :all_but_first) do
-      nil ->
-        unfit("could not run #{cargo}: #{String.trim(output)}")
-
-      [version] ->
-        if Version.match?(version, ">= #{required}.0") do
-          :ok
-        else
-          unfit("expected #{cargo} to be version #{required} or newer, got: #{version}")
-        end
-    end
-  end
-
-  defp required_version do
-    [[_, version]] = Regex.scan(~r/^rust-version = "(\d+\.\d+)"$/m, File.read!(manifest()))
-    version
-  end
-
-  defp unfit(message) do
-    failure("""
-    #{message}
-
-    The native library of codex_files is built with Rust #{required_version()} or newer: install it \
-    as https://rustup.rs says, or set CARGO to the cargo to use. To do without Rust set \
-    CODEX_FILES_NIF to a prebuilt library.\
-    """)
-  end
-
-  defp run_cargo(cargo) do
-    args =
-      ~w(build --locked --package #{@package} --message-format json-render-diagnostics) ++
-        ["--manifest-path", manifest(), "--target-dir", target_dir()] ++
-        profile(Mix.env()) ++
-        if(IO.ANSI.enabled?(), do: ~w(--color always), else: [])
-
-    port =
-      Port.open({:spawn_executable, cargo}, [
-        :binary,
-        :exit_status,
-        :hide,
-        :stderr_to_stdout,
-        line: 4096,
-        args: args,
-        cd: root()
-      ])
-
-    stream(port, "", %{library: nil, messages: []})
-  end
-
-  # On the command line it outweighs the configuration of a host that has panics abort.
-  defp profile(:prod), do: ["--release", "--config", ~s(profile.release.panic="unwind")]
-  defp profile(_env), do: ["--config", ~s(profile.dev.panic="unwind")]
-
-  defp stream(port, line, output) do
-    receive do
-      {^port, {:data, {:noeol, part}}} -> stream(port, line <> part, output)
-      {^port, {:data, {:eol, part}}} -> stream(port, "", line(line <> part, output))
-      {^port, {:exit_status, status}} -> {status, output}
-    end
-  end
-
-  # Cargo says in JSON what it made, on standard output, and the rest in English, on standard error.
-  # It alone knows where the library is: the target may be set in a configuration file of the host.
-  defp line(~s({"reason":) <> _ = json, output) do
-    case Regex.run(~r/"((?:[^"\\]|\\.)*lib#{@package}\.(?:so|dylib))"/, json) do
-      nil -> output
-      [_, path] -> %{output | library: Regex.replace(~r/\\(.)/, path, "\\1")}
-    end
-  end
-
-  defp line(line, output) do
-    message = String.replace(line, ~r/\e\[[\d;]*m/, "")
-
-    cond do
-      # Nothing was built.
-      output.messages == [] and message =~ ~r/^\s*Finished / ->
-        output
-
-      # Worth knowing while it lasts, but neither is anything built.
-      message =~ ~r/^\s*Blocking waiting for file lock/ ->
-        Mix.shell().info(line)
-        output
-
-      true ->
-        Mix.shell().info(line)
-        %{output | messages: [message | output.messages]}
-    end
-  end
-
-  defp built({0, %{library: library} = output}, sources) when is_binary(library) do
-    # Without it the next build needs cargo, no more.
-    _ = File.write(record(), [sources, "\n", Path.relative_to(library, target_dir())])
-    {:ok, :built, library, output.messages |> Enum.reverse() |> diagnostics()}
-  end
-
-  defp built({status, output}, _sources) do
-    message =
-      "could not build the native library of codex_files: cargo exited with status #{status}"
-
-    case output.messages |> Enum.reverse() |> diagnostics() do
-      [] -> failure(message)
-      diagnostics -> {:error, message, diagnostics}
-    end
-  end
-
-  # `error[E0425]: cannot find value` and, in one of the next lines, `--> native/x/src/lib.rs:1:2`.
-  defp diagnostics(messages) do
-    {_pending, diagnostics} =
-      Enum.reduce(messages, {nil, []}, fn message, {pending, diagnostics} ->
-        case Regex.run(~r/^(?:(error|warning)(?:\[\w+\])?: (.+)|\s*--> (.+):(\d+):\d+)$/, message) do
-          [_, severity, text] ->
-            {{String.to_existing_atom(severity), text}, diagnostics}
-
-          [_, "", "", file, line] when pending != nil ->
-            {severity, text} = pending
-            diagnostic = diagnostic(severity, text, Path.expand(file), String.to_integer(line))
-            {nil, [diagnostic | diagnostics]}
-
-          _ ->
-            {pending, diagnostics}
-        end
-      end)
-
-    Enum.reverse(diagnostics)
   end
 
   ## Installation
@@ -324,7 +134,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
         Nothing was installed. Name a whole library in CODEX_FILES_NIF that was built for this system \
         (#{:erlang.system_info(:system_architecture)}) from this version of codex_files, or unset it \
-        to have one built with Rust #{required_version()} or newer.\
+        to have one built with Rust #{Cargo.required_version()} or newer.\
         """)
 
       {:error, reason} ->
@@ -436,9 +246,9 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
   ## Results
 
-  defp failure(message), do: {:error, message, [diagnostic(:error, message, manifest(), 0)]}
+  defp failure(message), do: {:error, message, []}
 
-  defp diagnostic(severity, message, file, line) do
+  defp diagnostic({severity, message, file, line}) do
     %Diagnostic{
       compiler_name: "codex_files",
       file: file,

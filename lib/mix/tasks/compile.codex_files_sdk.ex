@@ -28,23 +28,14 @@ defmodule Mix.Tasks.Compile.CodexFilesSdk do
   returns `:noop`; when the SDK has been compiled again, be it by `mix deps.compile codex_sdk --force`,
   the next `mix compile` replaces its modules again.
 
-  ## What Mix has to say
-
   While Mix compiles the one of the two after the other, it warns about "redefining module
   Codex.Files". At that moment both are there; this compiler runs later, and there is nothing to do
-  about the warning. For a dependency given by its path Elixir 1.15 and newer repeat it with every
-  compilation.
-
-  The host's own modules are compiled before the compilers that are appended to the list. If they
-  call functions that the SDK does not have, such as `Codex.Files.format_error/1`, and the compiler
-  warns that these are undefined, put this one in front: `[:codex_files_sdk] ++ Mix.compilers()`.
-
-  An SDK given by its path may be edited. On Elixir 1.15 and newer, Mix then compiles the changed
-  module without this library on the code path, and one that matches `%Codex.Files.Attachment{}`
-  fails because that struct is undefined. Run `mix deps.compile codex_sdk --force`, as Mix says.
+  about the warning. If the host's own modules call what the SDK does not have, such as
+  `Codex.Files.format_error/1`, and are warned that it is undefined, put this compiler in front:
+  `[:codex_files_sdk] ++ Mix.compilers()`. The guide "Three ways to use it" has what else may come up.
 
   To go back to the SDK's own modules, remove this compiler and `codex_files` from `mix.exs` and run
-  the same command.
+  `mix deps.compile codex_sdk --force`.
 
   ## Errors
 
