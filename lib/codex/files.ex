@@ -189,7 +189,7 @@ defmodule Codex.Files do
 
   """
   @spec force_cleanup() :: :ok | {:error, term()}
-  def force_cleanup, do: with_registry(fn _handle -> Registry.force_cleanup() end)
+  def force_cleanup, do: with_registry(&NativeRegistry.force_cleanup/1, &Registry.force_cleanup/0)
 
   @doc false
   @deprecated "Use force_cleanup/0 instead"
@@ -215,9 +215,12 @@ defmodule Codex.Files do
   """
   @spec reset!() :: :ok | {:error, term()}
   def reset! do
-    with_registry(fn _handle ->
+    # Only once the registry is there: as the system stops, the look for the default directory raises.
+    reset = fn ->
       with {:ok, {dir, _default?}} <- Config.staging_dir(), do: Registry.reset(dir)
-    end)
+    end
+
+    with_registry(fn _handle -> reset.() end, reset)
   end
 
   @doc """
@@ -237,7 +240,7 @@ defmodule Codex.Files do
 
   """
   @spec metrics() :: map() | {:error, term()}
-  def metrics, do: with_registry(&NativeRegistry.metrics/1, fn -> Registry.metrics() end)
+  def metrics, do: with_registry(&NativeRegistry.metrics/1, &Registry.metrics/0)
 
   @doc """
   Appends an attachment to the `:attachments` of thread options, or of any such struct.
@@ -286,8 +289,6 @@ defmodule Codex.Files do
   # The native library checks a binary itself.
   defp path_bytes(path) when is_binary(path), do: {:ok, path}
   defp path_bytes(path), do: Options.check(:path, path)
-
-  defp with_registry(work), do: with_registry(work, fn -> work.(nil) end)
 
   # `by_handle` if the registry does its own file operations, `by_call` if a file module does.
   defp with_registry(by_handle, by_call) do

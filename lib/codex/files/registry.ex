@@ -291,22 +291,20 @@ defmodule Codex.Files.Registry do
   def handle_call(:list, from, %{handle: handle} = state) do
     registry = self()
 
-    list = fn ->
+    start_worker(state, from, fn ->
       Process.link(registry)
       GenServer.reply(from, NativeRegistry.list(handle))
-    end
-
-    {:noreply, start_worker(state, from, list)}
+    end)
   end
 
-  def handle_call({:stage, opts}, from, %{handle: handle} = state),
-    do: {:noreply, start_answerer(state, from, fn -> NativeRegistry.stage_at(handle, opts) end)}
+  def handle_call({:stage, opts}, from, state),
+    do: start_answerer(state, from, &NativeRegistry.stage_at(&1, opts))
 
-  def handle_call(:force_cleanup, from, %{handle: handle} = state),
-    do: {:noreply, start_answerer(state, from, fn -> NativeRegistry.force_cleanup(handle) end)}
+  def handle_call(:force_cleanup, from, state),
+    do: start_answerer(state, from, &NativeRegistry.force_cleanup/1)
 
-  def handle_call({:reset, dir}, from, %{handle: handle} = state),
-    do: {:noreply, start_answerer(state, from, fn -> NativeRegistry.reset(handle, dir) end)}
+  def handle_call({:reset, dir}, from, state),
+    do: start_answerer(state, from, &NativeRegistry.reset(&1, dir))
 
   def handle_call(request, _from, state),
     do: {:reply, {:error, {:unknown_request, request}}, state}
@@ -352,13 +350,16 @@ defmodule Codex.Files.Registry do
   # The answer goes through this process: if that is killed before, the caller exits, and an answer of
   # the worker's own would be a stray message in the caller's mailbox. The work goes on, and has its
   # events.
-  defp start_answerer(state, from, work) do
+  defp start_answerer(%{handle: handle} = state, from, work) do
     registry = self()
-    start_worker(state, from, fn -> send(registry, {:codex_files, :answer, from, work.()}) end)
+
+    start_worker(state, from, fn ->
+      send(registry, {:codex_files, :answer, from, work.(handle)})
+    end)
   end
 
   defp start_worker(state, from, work) do
     {_pid, monitor} = spawn_monitor(work)
-    put_in(state.workers[monitor], from)
+    {:noreply, put_in(state.workers[monitor], from)}
   end
 end
