@@ -46,6 +46,7 @@ defmodule Codex.Files do
       of this name. `:ets.info(table, :owner)` says whose it is: rename that one
     * `{:invalid_config, key, value}` - a configured value is not what it has to be
     * `:native_library_not_loaded` - standard error says why, and what to do
+    * `:eagain` - the system has no thread left for the registry
     * `{:native_panic, message}` - a bug of this library. Nothing else is harmed; please report it
     * `{application, reason}` - the SDK, or an application that it needs, could not be started,
       perhaps because the registry could not: `format_error/1` tells

@@ -83,7 +83,9 @@ defmodule Codex.Files.ErrorMessage do
   defp say(:native_library_not_loaded),
     do: "the native library is not loaded; standard error says why"
 
-  defp say(:not_started), do: "the registry is not running under its supervisor"
+  defp say(:not_started) do
+    "the registry is not running: the system is being stopped, or its supervisor does not start it"
+  end
 
   # What a supervisor says of a child that could not be started.
   defp say({:shutdown, {:failed_to_start_child, _child, reason}}), do: say(reason)

@@ -108,7 +108,8 @@ defmodule Codex.Files.ErrorMessageTest do
       {{:shutdown, :left}, "the registry, or the process of a file operation, has been stopped"},
       {:killed, "the registry, or the process of a file operation, has been killed"},
       {:native_library_not_loaded, "the native library is not loaded; standard error says why"},
-      {:not_started, "the registry is not running under its supervisor"},
+      {:not_started,
+       "the registry is not running: the system is being stopped, or its supervisor does not start it"},
       # What supervisors and applications make of a start that failed.
       {{{:manifest_table_taken, :codex_files_manifest}, @child}, @taken},
       {{:shutdown,
