@@ -46,10 +46,13 @@ fn digits(digest: &Sha256Digest) -> [u8; 64] {
 
 /// Whether a manifest key has the form of a digest, and so is a claim about the content.
 pub(crate) fn is_digest(checksum: &[u8]) -> bool {
-    checksum.len() == 64
-        && checksum
-            .iter()
-            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+    checksum.len() == 64 && is_hex(checksum)
+}
+
+/// Whether all of it are lower-case hexadecimal digits.
+pub(crate) fn is_hex(text: &[u8]) -> bool {
+    text.iter()
+        .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 #[cfg(test)]

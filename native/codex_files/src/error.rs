@@ -1,6 +1,5 @@
 //! What can go wrong, as data. The words for people are on the Elixir side, in one place.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,10 +28,10 @@ pub enum Error {
         actual: String,
     },
     /// The source is not a regular file.
-    #[error("expected a regular file, got a {0}")]
+    #[error("expected a regular file, got: {0:?}")]
     UnsupportedFileType(FileType),
     /// What is at the destination is no regular file: it would be gone for good.
-    #[error("expected a destination that does not exist or is a regular file, got a {0}")]
+    #[error("expected a destination that does not exist or is a regular file, got: {0:?}")]
     UnsupportedDestination(FileType),
     /// A staged name must be one path component.
     #[error("expected a name of one path component, got: {}", .0.escape_ascii())]
@@ -49,7 +48,7 @@ pub enum Error {
         errno: Errno,
     },
     /// Somebody else controls the staging directory.
-    #[error("could not use staging directory {}: {reason}", path.display())]
+    #[error("could not use staging directory {}: {reason:?}", path.display())]
     InsecureStagingDir {
         /// The directory refused.
         path: Arc<Path>,
@@ -127,19 +126,6 @@ pub enum FileType {
     Other,
 }
 
-impl fmt::Display for FileType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            FileType::Fifo => "fifo",
-            FileType::Socket => "socket",
-            FileType::Device => "device",
-            FileType::Directory => "directory",
-            FileType::Symlink => "symbolic link",
-            FileType::Other => "special file",
-        })
-    }
-}
-
 /// Why a staging directory is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Insecurity {
@@ -147,15 +133,6 @@ pub enum Insecurity {
     ForeignOwner,
     /// It is a symbolic link that another user made.
     ForeignLink,
-}
-
-impl fmt::Display for Insecurity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Insecurity::ForeignOwner => "it belongs to another user",
-            Insecurity::ForeignLink => "it is a symbolic link made by another user",
-        })
-    }
 }
 
 /// What a cleanup or a reset could not remove: the paths, each with its reason.

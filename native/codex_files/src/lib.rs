@@ -24,4 +24,4 @@ pub mod time;
 mod turns;
 
 #[cfg(feature = "fault-injection")]
-pub use disk::sys::fault;
+pub use disk::fault;

@@ -12,10 +12,13 @@ pub(crate) use model::Mutex;
 mod model {
     use shuttle::sync::MutexGuard;
 
-    #[derive(Default)]
     pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
 
     impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(shuttle::sync::Mutex::new(value))
+        }
+
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
             self.0.lock().expect("no run goes on after a panic")
         }

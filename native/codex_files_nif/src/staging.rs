@@ -2,7 +2,7 @@
 
 use codex_files::registry::admission::Answer;
 use codex_files::registry::stage_file::Miss;
-use codex_files::registry::{Attachment, stage_at, stage_file};
+use codex_files::registry::{Attachment, Outcome, stage_at, stage_file};
 use rustler::{Atom, Encoder, Env, Reference, ResourceArc, Term};
 
 use crate::decode::{FileOpts, StageOpts};
@@ -92,7 +92,7 @@ fn stage_file<'a>(
 }
 
 fn renewed(env: Env<'_>, attachment: Attachment) -> Term<'_> {
-    encode::outcome(env, &codex_files::registry::admission::known(attachment))
+    encode::outcome(env, &Outcome::known(attachment))
 }
 
 fn answered(env: Env<'_>, answer: Answer) -> Term<'_> {

@@ -36,6 +36,7 @@ use super::staging_dir::{
     with_fallback,
 };
 use super::sys;
+use crate::checksum::is_hex;
 use crate::error::{Context, Error, FileType, Result};
 
 pub(super) const AREA_PREFIX: &str = "codex_files-";
@@ -225,12 +226,8 @@ pub(super) fn relative(checksum: &[u8], name: &[u8]) -> PathBuf {
 
 /// Whether a directory below a staging directory is called as areas are.
 pub(super) fn is_area_name(name: &[u8]) -> bool {
-    name.strip_prefix(AREA_PREFIX.as_bytes()).is_some_and(|id| {
-        id.len() == 16
-            && id
-                .iter()
-                .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
-    })
+    name.strip_prefix(AREA_PREFIX.as_bytes())
+        .is_some_and(|id| id.len() == 16 && is_hex(id))
 }
 
 pub(super) fn is_scratch_name(name: &[u8]) -> bool {

@@ -3,7 +3,9 @@
 pub(crate) mod area;
 pub(crate) mod areas;
 pub(crate) mod buffer;
+mod copying;
 pub(crate) mod elsewhere;
+pub mod fault;
 pub mod file_id;
 pub(crate) mod purge;
 pub(crate) mod scratch;

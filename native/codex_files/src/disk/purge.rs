@@ -22,6 +22,7 @@ use super::sys;
 use crate::checksum::{self, is_digest};
 use crate::error::{Error, Failures, FileType};
 use crate::panics;
+use crate::time::Now;
 
 /// A walk over the areas below a staging directory whose registries are dead. Failures are collected;
 /// the rest is removed all the same. A staging directory that is not there, or not ours, has none.
@@ -222,7 +223,7 @@ fn purge_checksum_dir(area: &OwnedFd, name: &Path) -> nix::Result<()> {
 
 /// Whether the content of a regular file is that of which `digest` is the name.
 fn has_digest(dir: &OwnedFd, path: &Path, stat: &FileStat, digest: &Path) -> bool {
-    let read = || Source::of(sys::open_for_reading_at(dir, path), path)?.content();
+    let read = || Source::of(Now::read(), sys::open_for_reading_at(dir, path), path)?.content();
     special_type(stat).is_none()
         && read().is_ok_and(|found| {
             checksum::hex(&found.digest).as_bytes() == digest.as_os_str().as_bytes()

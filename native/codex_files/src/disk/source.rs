@@ -1,11 +1,9 @@
-//! Reading a source, and hashing what is written of it.
+//! Looking at a source, and reading it.
 
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crossbeam_channel::{Receiver, Sender};
-use nix::errno::Errno;
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use sha2::{Digest, Sha256};
 
@@ -14,7 +12,6 @@ use super::file_id::{Fingerprint, Stamp, check_type};
 use super::sys;
 use crate::checksum::Content;
 use crate::error::{Context, Error, Result};
-use crate::panics;
 use crate::time::Now;
 use crate::turns;
 
@@ -26,15 +23,7 @@ pub const INLINE_LIMIT: usize = 256 * 1024;
 pub(crate) const SMALL_BUFFER: usize = INLINE_LIMIT + 1;
 
 /// The size of a piece: small enough to stay in a core's cache between the read and the hash.
-const PIECE: usize = 256 * 1024;
-
-/// How much the kernel copies at once: little enough for the hash to follow closely, and enough that
-/// the two threads seldom wait for each other.
-const COPIED_AT_ONCE: usize = 1024 * 1024;
-
-/// How many of these the copy may be ahead of the hash: a file larger than the memory would not be
-/// in a cache any more when the hash comes to it.
-const COPIES_AHEAD: usize = 4;
+pub(super) const PIECE: usize = 256 * 1024;
 
 /// A look at a source that does not open it: opening a device can move a tape.
 pub(crate) fn look(path: &Path) -> Result<FileStat> {
@@ -59,19 +48,21 @@ pub(crate) fn glance(_path: &Path) -> Option<Fingerprint> {
 
 /// An open source, and what it was when it was opened.
 pub(crate) struct Source<'a> {
-    path: &'a Path,
-    file: File,
+    pub(super) path: &'a Path,
+    pub(super) file: File,
     stat: FileStat,
-    called_off: &'a AtomicBool,
+    /// When it had not been opened yet.
+    before: Now,
+    pub(super) called_off: &'a AtomicBool,
 }
 
 impl<'a> Source<'a> {
     /// Opens a source that [`look`] has let pass. Never blocks on a pipe or a device.
     pub(crate) fn open(path: &'a Path) -> Result<Self> {
-        Self::of(sys::open_for_reading(path), path)
+        Self::of(Now::read(), sys::open_for_reading(path), path)
     }
 
-    pub(crate) fn of(file: nix::Result<File>, path: &'a Path) -> Result<Self> {
+    pub(crate) fn of(before: Now, file: nix::Result<File>, path: &'a Path) -> Result<Self> {
         let file = file.context("open", path)?;
         // Between the look and the open the path may have come to mean another file.
         let stat = sys::fstat(&file).context("stat", path)?;
@@ -81,6 +72,7 @@ impl<'a> Source<'a> {
             path,
             file,
             stat,
+            before,
             called_off: &NEVER,
         })
     }
@@ -91,7 +83,7 @@ impl<'a> Source<'a> {
         Self { called_off, ..self }
     }
 
-    fn go_on(&self) -> Result<()> {
+    pub(super) fn go_on(&self) -> Result<()> {
         if self.called_off.load(Ordering::Relaxed) {
             return Err(Error::Stopped);
         }
@@ -109,9 +101,13 @@ impl<'a> Source<'a> {
         owner | Mode::S_IRUSR
     }
 
-    /// Whether it cannot have changed since `before`, when it had not been opened yet, and have the
-    /// times that it had when it was opened.
-    pub(crate) fn would_show_changes_since(&self, before: Now) -> bool {
+    /// Whether it would have other times, had it changed since it was opened.
+    pub(crate) fn would_show_changes(&self) -> bool {
+        self.would_show_changes_since(self.before)
+    }
+
+    /// The same of a later moment, after `before`.
+    pub(super) fn would_show_changes_since(&self, before: Now) -> bool {
         self.fingerprint().settled(before.wall_ms) && sys::keeps_times(&self.file)
     }
 
@@ -137,101 +133,8 @@ impl<'a> Source<'a> {
         self.hash_pieces(|_| Ok(()))
     }
 
-    /// Copies the content into `target`, which is empty, and gives its size and the digest of what
-    /// was written.
-    pub(crate) fn copy_into(&self, target: &File, target_path: &Path) -> Result<Content> {
-        sys::rewind(&self.file).context("read", self.path)?;
-        let copy_pieces = || {
-            self.hash_pieces(|piece| sys::write_all(target, piece).context("write to", target_path))
-        };
-        // What there is to gain from a second thread costs less than one.
-        if self.size() <= INLINE_LIMIT as u64 {
-            return copy_pieces();
-        }
-        let before = Now::read();
-        if sys::clone_content(target, &self.file).context("write to", target_path)? {
-            return match self.digest_if_unchanged_since(before)? {
-                Some(content) => Ok(content),
-                None => self.digest_of_clone(target, target_path),
-            };
-        }
-        let (copied, progress) = crossbeam_channel::bounded(COPIES_AHEAD);
-        std::thread::scope(|scope| {
-            let ahead = move || self.copy_ahead(target, target_path, &copied);
-            let Ok(copier) = std::thread::Builder::new().spawn_scoped(scope, ahead) else {
-                // No thread can be had: late is better than never.
-                return copy_pieces();
-            };
-            let digest = digest_behind(target, target_path, &progress);
-            drop(progress);
-            let copied = copier
-                .join()
-                .unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));
-            copied.and(digest)
-        })
-    }
-
-    /// Copies, in the kernel where it can, and tells how far it has come.
-    fn copy_ahead(&self, target: &File, target_path: &Path, copied: &Sender<u64>) -> Result<()> {
-        let mut left = Remaining::new(self);
-        let mut buffer = None;
-        let mut end = 0;
-        let mut in_kernel = true;
-        loop {
-            panics::point("write");
-            self.go_on()?;
-            let wanted = left.limit(COPIED_AT_ONCE);
-            let count = if in_kernel {
-                sys::copy_range(&self.file, target, wanted).context("write to", target_path)?
-            } else {
-                let buffer = buffer.get_or_insert_with(|| Buffer::new(PIECE));
-                let piece = &mut buffer[..wanted.min(PIECE)];
-                let count = sys::read_full(&self.file, piece).context("read", self.path)?;
-                sys::write_all(target, &piece[..count]).context("write to", target_path)?;
-                count
-            };
-            if count == 0 {
-                // Some file systems say so of a file that they cannot copy.
-                if std::mem::take(&mut in_kernel) {
-                    continue;
-                }
-                return Ok(());
-            }
-            left.took(count);
-            end += count as u64;
-            // If nobody hashes any more that has failed, and is the error that counts.
-            if copied.send(end).is_err() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// The digest of the source, which may be in a cache where its clone, made after `before`, never
-    /// is; `None` unless the source is sure to be what was cloned. File systems write out what is
-    /// mapped before they clone it, so that whatever changes it later changes its times too.
-    fn digest_if_unchanged_since(&self, before: Now) -> Result<Option<Content>> {
-        if !self.would_show_changes_since(before) {
-            return Ok(None);
-        }
-        let content = self.content()?;
-        let unchanged =
-            sys::fstat(&self.file).is_ok_and(|stat| Fingerprint::of(&stat) == self.fingerprint());
-        Ok(unchanged.then_some(content))
-    }
-
-    /// A clone is the source as it was at one moment, which may have been a later one than that in
-    /// which it was opened.
-    fn digest_of_clone(&self, clone: &File, path: &Path) -> Result<Content> {
-        let grown = Stamp::of(&sys::fstat(clone).context("stat", path)?).size() > self.size();
-        if grown {
-            sys::truncate(clone, self.size()).context("write to", path)?;
-        }
-        let clone = Source::of(sys::duplicate(clone), path)?.until(self.called_off);
-        clone.content()
-    }
-
     /// Reads the content, has `work` see each piece of it, and hashes that.
-    fn hash_pieces(&self, mut work: impl FnMut(&[u8]) -> Result<()>) -> Result<Content> {
+    pub(super) fn hash_pieces(&self, mut work: impl FnMut(&[u8]) -> Result<()>) -> Result<Content> {
         // The size of a file of `/proc` is not known, and said to be 0.
         let small = usize::try_from(self.size()).ok();
         let small = small.filter(|size| (1..=INLINE_LIMIT).contains(size));
@@ -260,44 +163,17 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Reads back and hashes what has been copied, while the next piece is. What is in the file is what
-/// counts; it is still in a cache.
-fn digest_behind(copy: &File, path: &Path, progress: &Receiver<u64>) -> Result<Content> {
-    let mut hasher = Sha256::new();
-    let mut buffer = Buffer::new(PIECE);
-    let mut done = 0;
-    for end in progress {
-        while done < end {
-            panics::point("read");
-            let wanted = usize::try_from(end - done).map_or(PIECE, |left| left.min(PIECE));
-            let count = sys::read_at(copy, &mut buffer[..wanted], done).context("read", path)?;
-            if count == 0 {
-                // Somebody has cut it off.
-                return Err(Error::io("read", path, Errno::EIO));
-            }
-            let turn = turns::turn();
-            hasher.update(&buffer[..count]);
-            drop(turn);
-            done += count as u64;
-        }
-    }
-    Ok(Content {
-        digest: hasher.finalize().into(),
-        size: done,
-    })
-}
-
 /// How much of a source is still to be read. What is staged is the file as long as it was when it
 /// was opened, or shorter: a log that grows faster than it is copied would never end. The files of
 /// `/proc` have no size: they are read to their end, unless they turn out to grow.
-struct Remaining<'a> {
+pub(super) struct Remaining<'a> {
     source: &'a Source<'a>,
     bytes: Option<u64>,
     taken: u64,
 }
 
 impl<'a> Remaining<'a> {
-    fn new(source: &'a Source<'a>) -> Self {
+    pub(super) fn new(source: &'a Source<'a>) -> Self {
         let size = source.size();
         Self {
             source,
@@ -307,7 +183,7 @@ impl<'a> Remaining<'a> {
     }
 
     /// How much to ask for at once, at most `wanted`.
-    fn limit(&mut self, wanted: usize) -> usize {
+    pub(super) fn limit(&mut self, wanted: usize) -> usize {
         if self.bytes.is_none() && self.taken > 0 {
             let size = sys::fstat(&self.source.file).map_or(0, |stat| Stamp::of(&stat).size());
             self.bytes = (size > 0).then(|| size.saturating_sub(self.taken));
@@ -318,7 +194,7 @@ impl<'a> Remaining<'a> {
         }
     }
 
-    fn took(&mut self, count: usize) {
+    pub(super) fn took(&mut self, count: usize) {
         self.taken += count as u64;
         if let Some(bytes) = self.bytes.as_mut() {
             *bytes = bytes.saturating_sub(count as u64);
@@ -360,32 +236,6 @@ mod tests {
             let small = (size <= INLINE_LIMIT).then_some(size);
             assert_eq!(read.expect("it can be read"), small);
         }
-    }
-
-    /// What a clone holds is known without a look at it only while nobody touches the source.
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn p3_a_source_stands_for_its_clone_only_if_nothing_changed_it() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("source");
-        std::fs::write(&path, b"before").expect("a source");
-        let source = Source::open(&path).expect("it is a regular file");
-        let now = Now::read();
-        let later = Now {
-            wall_ms: now.wall_ms + 10_000,
-            ..now
-        };
-        let asked = |now| source.digest_if_unchanged_since(now).expect("a digest");
-        // Its times are too young to show a change.
-        assert_eq!(asked(now), None);
-        let before = Content {
-            digest: digest(b"before"),
-            size: 6,
-        };
-        assert_eq!(asked(later), Some(before));
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        std::fs::write(&path, b"after!").expect("it is ours");
-        assert_eq!(asked(later), None);
     }
 
     /// Between the look and the open a path may come to mean a pipe.

@@ -66,7 +66,7 @@ pub(super) fn open_own_dir(path: &Path) -> Result<OwnedFd> {
         path: path.into(),
         reason,
     };
-    let dir = match sys::open_dir(path) {
+    let dir = match sys::open_dir_at(AT_FDCWD, path) {
         // A link. Ours or the administrator's is somebody's wish; anyone else's is a trap.
         Err(Errno::ELOOP | Errno::ENOTDIR | Errno::EMLINK) => {
             let link = sys::lstat(path).context("stat", path)?;

@@ -14,6 +14,8 @@ use nix::sys::stat::{FchmodatFlags, FileStat, Mode};
 use nix::unistd::UnlinkatFlags;
 use nix::{Result, fcntl, sys, unistd};
 
+use super::fault;
+
 /// Runs one system call under its name, again if a signal interrupted it.
 fn call<T>(name: &'static str, mut run: impl FnMut() -> Result<T>) -> Result<T> {
     loop {
@@ -61,35 +63,27 @@ pub(crate) fn fstat(fd: impl AsFd) -> Result<FileStat> {
 
 /// Opens for reading, without waiting for the other end of a pipe and without acquiring a terminal.
 pub(crate) fn open_for_reading(path: &Path) -> Result<File> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    call("open", || fcntl::open(path, flags, Mode::empty())).map(File::from)
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    open(fcntl::AT_FDCWD, path, flags).map(File::from)
 }
 
 /// The same, below a directory, but not through a final symbolic link.
 pub(crate) fn open_for_reading_at(dir: impl AsFd, path: &Path) -> Result<File> {
-    let flags = OFlag::O_RDONLY
-        | OFlag::O_NOFOLLOW
-        | OFlag::O_NONBLOCK
-        | OFlag::O_NOCTTY
-        | OFlag::O_CLOEXEC;
-    call("open", || {
-        fcntl::openat(dir.as_fd(), path, flags, Mode::empty())
-    })
-    .map(File::from)
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    open(dir, path, flags).map(File::from)
 }
 
 /// Opens a directory, following a final symbolic link.
 pub(crate) fn open_dir_following(path: &Path) -> Result<OwnedFd> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    call("open", || fcntl::open(path, flags, Mode::empty()))
-}
-
-pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
-    open_dir_at(fcntl::AT_FDCWD, path)
+    open(fcntl::AT_FDCWD, path, OFlag::O_DIRECTORY)
 }
 
 pub(crate) fn open_dir_at(dir: impl AsFd, path: &Path) -> Result<OwnedFd> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    open(dir, path, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW)
+}
+
+fn open(dir: impl AsFd, path: &Path, flags: OFlag) -> Result<OwnedFd> {
+    let flags = flags | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     call("open", || {
         fcntl::openat(dir.as_fd(), path, flags, Mode::empty())
     })
@@ -363,81 +357,5 @@ mod file_system {
 
     pub(super) fn of(_file: impl AsFd) -> Option<()> {
         None
-    }
-}
-
-#[cfg(not(feature = "fault-injection"))]
-mod fault {
-    #[inline]
-    pub(super) fn check(_call: &'static str) -> nix::Result<()> {
-        Ok(())
-    }
-
-    #[inline]
-    pub(super) fn write_limit(wanted: usize) -> usize {
-        wanted
-    }
-}
-
-/// Makes chosen system calls fail, for tests. One plan a process at a time.
-#[cfg(feature = "fault-injection")]
-pub mod fault {
-    use std::sync::Mutex;
-
-    use nix::errno::Errno;
-
-    /// What happens to a call that fails.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum Failure {
-        /// It is not made, and gives this error.
-        Error(Errno),
-        /// It is not made: the process ends, and has no chance to tidy up.
-        Crash,
-    }
-
-    /// Which calls fail, and how.
-    #[derive(Clone, Copy, Debug)]
-    pub struct Plan {
-        /// The call that fails, counted from 0 over all threads.
-        pub at: usize,
-        /// How many calls from there on fail.
-        pub times: usize,
-        /// How.
-        pub failure: Failure,
-        /// No write takes more bytes than this at once.
-        pub write_limit: usize,
-    }
-
-    static ARMED: Mutex<Option<(Plan, Vec<&'static str>)>> = Mutex::new(None);
-
-    /// Runs `work` under a plan; its result, and the names of all calls that it made.
-    pub fn run<T>(plan: Plan, work: impl FnOnce() -> T) -> (T, Vec<&'static str>) {
-        *ARMED.lock().expect("not poisoned") = Some((plan, Vec::new()));
-        let result = work();
-        let armed = ARMED.lock().expect("not poisoned").take();
-        (result, armed.map(|(_, calls)| calls).unwrap_or_default())
-    }
-
-    pub(super) fn check(call: &'static str) -> nix::Result<()> {
-        let mut armed = ARMED.lock().expect("not poisoned");
-        let Some((plan, calls)) = armed.as_mut() else {
-            return Ok(());
-        };
-        let number = calls.len();
-        calls.push(call);
-        if (plan.at..plan.at.saturating_add(plan.times)).contains(&number) {
-            match plan.failure {
-                Failure::Error(errno) => return Err(errno),
-                Failure::Crash => std::process::abort(),
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn write_limit(wanted: usize) -> usize {
-        match ARMED.lock().expect("not poisoned").as_ref() {
-            Some((plan, _)) => wanted.min(plan.write_limit.max(1)),
-            None => wanted,
-        }
     }
 }

@@ -4,7 +4,7 @@ use crate::checksum::Checksum;
 use crate::retention::Retention;
 
 /// What the manifest needs to know of the files that it keeps. Tests give it a number.
-pub trait File: Clone {
+pub trait File: Clone + Send + Sync + 'static {
     /// The checksum that the file is staged under.
     fn key(&self) -> &Checksum;
     /// Bytes, as the caller gave them or as counted.

@@ -171,10 +171,7 @@ impl<F: File> Manifest<F> {
         &self,
         attachments: &[Attachment<F>],
         mut later: impl FnMut() -> Option<Later<F>>,
-    ) -> Vec<Removal<F>>
-    where
-        F: Send + Sync + 'static,
-    {
+    ) -> Vec<Removal<F>> {
         // As in `claim_expired`.
         let mut removals = Vec::new();
         let mut state = self.state.lock("manifest-claim");
@@ -192,10 +189,7 @@ impl<F: File> Manifest<F> {
         removals
     }
 
-    fn waits(&self, later: Later<F>) -> Waits<F>
-    where
-        F: Send + Sync + 'static,
-    {
+    fn waits(&self, later: Later<F>) -> Waits<F> {
         let shared = self.state.clone();
         Waits::Removal(Box::new(move |attachment| {
             later(attachment.map(|attachment| Removal::new(shared, attachment)));

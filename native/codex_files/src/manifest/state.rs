@@ -105,21 +105,6 @@ pub(super) struct State<F: File> {
     pub(super) stopped: bool,
 }
 
-impl<F: File> Default for State<F> {
-    fn default() -> Self {
-        Self {
-            entries: Slots::default(),
-            free: Vec::new(),
-            index: HashMap::default(),
-            expiry: BTreeSet::new(),
-            totals: Totals::default(),
-            entered: 0,
-            tickets: UnderWay::default(),
-            stopped: false,
-        }
-    }
-}
-
 impl<F: File> State<F> {
     fn entry(&self, key: &[u8]) -> Option<(Slot, &Entry<F>)> {
         let slot = *self.index.get(key)?;
@@ -276,7 +261,16 @@ pub(super) struct Shared<F: File>(Mutex<State<F>>);
 
 impl<F: File> Default for Shared<F> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self(Mutex::new(State {
+            entries: Slots::default(),
+            free: Vec::new(),
+            index: HashMap::default(),
+            expiry: BTreeSet::new(),
+            totals: Totals::default(),
+            entered: 0,
+            tickets: UnderWay::default(),
+            stopped: false,
+        }))
     }
 }
 

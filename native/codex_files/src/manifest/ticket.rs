@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::attachment::{Attachment, File};
 use super::state::{Shared, State, Waits};
-use super::waiting::{Origin, Outcome};
+use super::waiting::Outcome;
 use crate::checksum::Checksum;
 use crate::error::{Error, Result};
 use crate::retention::Retention;
@@ -156,13 +156,8 @@ impl<F: File> Staging<F> {
             }
             (attachment, given_back, refreshed)
         };
-        given_back.tell(refreshed.into_iter().map(|refreshed| match refreshed {
-            Some(attachment) => Outcome::Staged {
-                attachment,
-                origin: Origin::Known,
-            },
-            None => Outcome::Retry,
-        }));
+        let outcomes = refreshed.into_iter();
+        given_back.tell(outcomes.map(|known| known.map_or(Outcome::Retry, Outcome::known)));
         Ok(attachment)
     }
 

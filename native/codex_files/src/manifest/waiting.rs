@@ -21,6 +21,15 @@ pub enum Outcome<F> {
     Retry,
 }
 
+impl<F> Outcome<F> {
+    /// For a caller whose content was known.
+    #[must_use]
+    pub fn known(attachment: Attachment<F>) -> Self {
+        let origin = Origin::Known;
+        Self::Staged { attachment, origin }
+    }
+}
+
 /// Where the file of a successful staging came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {

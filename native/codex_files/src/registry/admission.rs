@@ -89,15 +89,6 @@ pub(super) fn enter(staging: Staging, file: StagedFile) -> Outcome {
     }
 }
 
-/// The outcome for a caller whose content was known.
-#[must_use]
-pub fn known(attachment: Attachment) -> Outcome {
-    Outcome::Staged {
-        attachment,
-        origin: Origin::Known,
-    }
-}
-
 /// The error is the outcome, also for all who wait for the ticket.
 pub(super) fn fail(staging: Staging, error: Error) -> Outcome {
     staging.fail(error.clone());

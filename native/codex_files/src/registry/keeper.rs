@@ -1,7 +1,10 @@
 //! The process that answers for a registry: how one starts, is handed on, and ends.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
+
+use parking_lot::RwLock;
 
 use super::Registry;
 use super::keeping::{Keeper, Keeping};
@@ -10,7 +13,10 @@ use super::reply::{Reply, replying};
 use crate::disk::areas::Areas;
 use crate::disk::staged_file::StagedFile;
 use crate::error::{Failures, Result};
-use crate::threads::sweeper::{self, Due, Work};
+use crate::manifest::Manifest;
+use crate::recognition::Recognition;
+use crate::space::Space;
+use crate::threads::sweeper::{self, Due, Given};
 
 /// How long the end waits for those who stage. They give up at once, unless the file system does not
 /// answer.
@@ -42,48 +48,41 @@ pub trait Observer: Send + Sync {
 /// [`crate::error::Error::Io`] if the system has no thread left.
 pub fn start(options: Options) -> Result<Arc<Registry>> {
     let (sweeper, inbox) = sweeper::channel();
-    let keeping = Keeping::new(options.cleanup_interval);
     let purging = sweeper.clone();
-    let areas = Areas::new(move |staging_dir| purging.give(remove::purging(staging_dir)));
-    let recognise = options.recognise_unchanged;
-    let registry = Arc::new(Registry::new(keeping, areas, sweeper, recognise));
+    let registry = Arc::new(Registry {
+        manifest: Manifest::default(),
+        areas: Areas::new(move |staging_dir| purging.give(remove::purging(staging_dir))),
+        recognition: options.recognise_unchanged.then(Recognition::default),
+        keeping: Keeping::new(options.cleanup_interval),
+        stopping: AtomicBool::new(false),
+        at_work: RwLock::new(()),
+        space: Space::default(),
+        sweeper,
+    });
     // The thread holds no strong reference while it waits: a registry that nobody needs any more goes,
     // and takes the way to the thread along.
-    let agenda = Agenda {
-        registry: Arc::downgrade(&registry),
-        orphan_grace: options.orphan_grace,
-        observer: options.observer,
-    };
-    sweeper::start(inbox, move || agenda.due())?;
+    let weak = Arc::downgrade(&registry);
+    sweeper::start(inbox, move || match weak.upgrade() {
+        Some(registry) => due(&registry, options.orphan_grace, &options.observer),
+        None => Due::Nothing,
+    })?;
     Ok(registry)
 }
 
-/// What the cleanup thread does of itself.
-struct Agenda {
-    registry: Weak<Registry>,
-    orphan_grace: Duration,
-    observer: Arc<dyn Observer>,
-}
-
-impl Agenda {
-    fn due(&self) -> Due {
-        let Some(registry) = self.registry.upgrade() else {
-            return Due::Nothing;
-        };
-        let now = Instant::now();
-        if registry.keeping.stop_if_abandoned(self.orphan_grace, now) {
-            let observer = self.observer.clone();
-            let reply = Reply::new(move |_| observer.stopped());
-            return Due::Last(stopping(&registry, reply));
-        }
-        if registry.keeping.cleanup_is_due(now) {
-            let observer = self.observer.clone();
-            let next = NextCleanup(registry.clone());
-            let tell = move |report| observer.cleaned(report);
-            return Due::Now(remove::cleanup_on_time(&registry, tell, next));
-        }
-        Due::At(registry.keeping.next_event(self.orphan_grace))
+/// What the cleanup thread has to do of itself.
+fn due(registry: &Arc<Registry>, orphan_grace: Duration, observer: &Arc<dyn Observer>) -> Due {
+    let now = Instant::now();
+    let observer = observer.clone();
+    if registry.keeping.stop_if_abandoned(orphan_grace, now) {
+        let reply = Reply::new(move |_| observer.stopped());
+        return Due::Now(stopping(registry, reply));
     }
+    if registry.keeping.cleanup_is_due(now) {
+        let next = NextCleanup(registry.clone());
+        let tell = move |report| observer.cleaned(report);
+        return Due::Now(Given::Work(remove::cleanup_on_time(registry, tell, next)));
+    }
+    Due::At(registry.keeping.next_event(orphan_grace))
 }
 
 /// Held by a cleanup on time: however that ends, another one follows.
@@ -121,18 +120,18 @@ pub fn abandon(registry: &Registry, keeper: Keeper) {
 pub fn stop(registry: &Arc<Registry>, reply: Reply<Failures>) {
     registry.keeping.stop();
     registry.give_up_staging();
-    registry.sweeper.give_last(stopping(registry, reply));
+    registry.sweeper.hand_over(stopping(registry, reply));
 }
 
 /// The stop of a registry: nothing can be staged any more, and what was is removed.
-fn stopping(registry: &Arc<Registry>, reply: Reply<Failures>) -> Work {
+fn stopping(registry: &Arc<Registry>, reply: Reply<Failures>) -> Given {
     let registry = registry.clone();
     let mut all = RemoveAll::default();
     let mut failures = Failures::new();
-    replying(reply, move || {
+    Given::Last(replying(reply, move || {
         let goes_on = stop_a_batch(&registry, &mut all, &mut failures);
         (!goes_on).then(|| std::mem::take(&mut failures))
-    })
+    }))
 }
 
 /// Removes some attachments; whether there were any. Once there are none the areas are let go of.

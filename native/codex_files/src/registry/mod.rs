@@ -68,19 +68,6 @@ pub struct Registry {
 }
 
 impl Registry {
-    fn new(keeping: Keeping, areas: Areas, sweeper: Sweeper, recognise_unchanged: bool) -> Self {
-        Self {
-            manifest: Manifest::default(),
-            areas,
-            recognition: recognise_unchanged.then(Recognition::default),
-            keeping,
-            stopping: AtomicBool::new(false),
-            at_work: RwLock::new(()),
-            space: Space::default(),
-            sweeper,
-        }
-    }
-
     /// What is staged: to list, and to count.
     #[must_use]
     pub fn manifest(&self) -> &Manifest<Arc<StagedFile>> {

@@ -247,7 +247,7 @@ impl<F> Default for RemoveAll<F> {
     }
 }
 
-impl<F: File + Send + Sync + 'static> RemoveAll<F> {
+impl<F: File> RemoveAll<F> {
     /// Has the next ones removed by `remove`, those that somebody is at work on by `later` (see
     /// [`Manifest::claim`]); whether there were any.
     pub fn batch(

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::admission::{Admitted, Answer, admit, answer, enter, fail, known, renew};
+use super::admission::{Admitted, Answer, admit, answer, enter, fail, renew};
 use super::{Attachment, MakeWaiter, Outcome, Registry, Staging};
 use crate::checksum::{self, Checksum};
 use crate::disk::elsewhere;
@@ -55,29 +55,22 @@ pub fn stage_at(
 ) -> Answer {
     answer(|| {
         let staging = match admit(registry, &request.checksum, request.retention, make_waiter)? {
-            Admitted::Known(attachment) => return Ok(Answer::Now(known(attachment))),
+            Admitted::Known(attachment) => return Ok(Answer::Now(Outcome::known(attachment))),
             Admitted::Waiting => return Ok(Answer::ByWaiter),
             Admitted::Lead(staging) => staging,
         };
         // From here on the ticket gives an error to all who wait.
-        let source = match open(registry, request) {
-            Ok(source) => source,
-            Err(error) => return Ok(Answer::Now(fail(staging, error))),
-        };
-        if source.size() <= INLINE_LIMIT as u64 {
-            return Ok(Answer::Now(copy_and_enter(
-                registry, request, &source, staging,
-            )));
+        let source = open(registry, request);
+        let size = source.as_ref().map_or(0, Source::size);
+        if size <= INLINE_LIMIT as u64 {
+            let outcome = put_in_place(registry, request, source, staging);
+            return Ok(Answer::Now(outcome));
         }
-        let size = source.size();
         let (registry, request, waiter) = (registry.clone(), request.clone(), make_waiter());
         copiers::run(size, move || {
             let copied = contained(|| {
                 panics::point("copier");
-                match open(&registry, &request) {
-                    Ok(source) => copy_and_enter(&registry, &request, &source, staging),
-                    Err(error) => fail(staging, error),
-                }
+                put_in_place(&registry, &request, open(&registry, &request), staging)
             });
             waiter.answer(copied.unwrap_or_else(Outcome::Failed));
         });
@@ -94,15 +87,15 @@ fn open<'a>(registry: &'a Registry, request: &'a StageAt) -> Result<Source<'a>> 
     Ok(Source::open(&request.source)?.until(&registry.stopping))
 }
 
-fn copy_and_enter(
+fn put_in_place(
     registry: &Registry,
     request: &StageAt,
-    source: &Source<'_>,
+    source: Result<Source<'_>>,
     staging: Staging,
 ) -> Outcome {
-    let copied = registry.work().and_then(|work| {
-        let file = copy(registry, request, source, &staging)?;
-        Ok((file, work))
+    let copied = source.and_then(|source| {
+        let work = registry.work()?;
+        Ok((copy(registry, request, &source, &staging)?, work))
     });
     match copied {
         Ok((file, _work)) => enter(staging, file),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::admission::{Admitted, Answer, admit, answer, enter, fail, known, renew};
+use super::admission::{Admitted, Answer, admit, answer, enter, fail, renew};
 use super::{Attachment, MakeWaiter, Outcome, Registry, Staging, Waiter};
 use crate::checksum::{self, Content};
 use crate::disk::area::PublishError;
@@ -19,7 +19,6 @@ use crate::panics::{self, contained};
 use crate::recognition::Likeness;
 use crate::retention::Retention;
 use crate::threads::copiers;
-use crate::time::Now;
 
 /// What is to be staged, and how.
 #[derive(Clone, Debug)]
@@ -83,15 +82,14 @@ pub fn stage_file(
         if miss == Miss::Unseen {
             let seen = Fingerprint::of(&source::look(&request.source)?);
             if let Some(attachment) = renew_unchanged(registry, &seen, request.retention) {
-                return Ok(Answer::Now(known(attachment)));
+                return Ok(Answer::Now(Outcome::known(attachment)));
             }
         }
-        let started = Now::read();
         let source = Source::open(&request.source)?;
         let small = SMALL_CONTENT.with_borrow_mut(|buffer| {
             source.read_small(buffer)?.map_or(Ok(None), |length| {
                 let content = &buffer[..length];
-                stage_small(registry, request, &source, started, content, make_waiter).map(Some)
+                stage_small(registry, request, &source, content, make_waiter).map(Some)
             })
         })?;
         if let Some(answer) = small {
@@ -134,7 +132,6 @@ fn stage_small(
     registry: &Registry,
     request: &StageFile,
     source: &Source<'_>,
-    started: Now,
     content: &[u8],
     make_waiter: MakeWaiter<'_>,
 ) -> Result<Answer> {
@@ -143,7 +140,7 @@ fn stage_small(
     let checksum = checksum::key(&digest);
     let size = content.len() as u64;
     let outcome = match admit(registry, &checksum, request.retention, make_waiter)? {
-        Admitted::Known(attachment) => known(attachment),
+        Admitted::Known(attachment) => Outcome::known(attachment),
         Admitted::Waiting => return Ok(Answer::ByWaiter),
         Admitted::Lead(staging) => {
             let published = registry.areas.with_area(&request.staging_dir, |area| {
@@ -156,13 +153,7 @@ fn stage_small(
             }
         }
     };
-    remember(
-        registry,
-        source,
-        started,
-        Content { digest, size },
-        &outcome,
-    );
+    remember(registry, source, Content { digest, size }, &outcome);
     Ok(Answer::Now(outcome))
 }
 
@@ -174,14 +165,13 @@ fn stage_large(
     waiter: &mut Option<Waiter>,
 ) -> Result<Outcome> {
     let _work = registry.work()?;
-    let started = Now::read();
     let source = Source::open(&request.source)?.until(&registry.stopping);
     let Some(recognition) = &registry.recognition else {
-        return copy_large(registry, request, &source, started, false, waiter);
+        return copy_large(registry, request, &source, false, waiter);
     };
     let seen = source.fingerprint();
     // If somebody copies it right now, it will be recognised afterwards.
-    let copying = if source.would_show_changes_since(started) {
+    let copying = if source.would_show_changes() {
         match recognition.copying(seen, waiter) {
             None => return Ok(Outcome::Retry),
             copying => copying,
@@ -191,14 +181,14 @@ fn stage_large(
     };
     // While this copy waited for its turn, somebody else may have made it.
     if let Some(attachment) = renew_unchanged(registry, &seen, request.retention) {
-        return Ok(known(attachment));
+        return Ok(Outcome::known(attachment));
     }
     // What was staged before, and looks the same, is probably staged still.
     let read_first = [Likeness::Hint, Likeness::Proof].iter().any(|&likeness| {
         let file = recognition.find(&seen, likeness);
         file.is_some_and(|file| file.is_intact())
     });
-    let result = copy_large(registry, request, &source, started, read_first, waiter);
+    let result = copy_large(registry, request, &source, read_first, waiter);
     if let (Some(copying), Err(error) | Ok(Outcome::Failed(error))) = (copying, &result)
         && error.is_lack_of_room()
     {
@@ -213,7 +203,6 @@ fn copy_large(
     registry: &Registry,
     request: &StageFile,
     source: &Source<'_>,
-    started: Now,
     read_first: bool,
     waiter: &mut Option<Waiter>,
 ) -> Result<Outcome> {
@@ -229,8 +218,8 @@ fn copy_large(
                 Admitted::Lead(lead) => staging = Some(lead),
                 Admitted::Waiting => return Ok(Outcome::Retry),
                 Admitted::Known(attachment) => {
-                    let outcome = known(attachment);
-                    remember(registry, source, started, content, &outcome);
+                    let outcome = Outcome::known(attachment);
+                    remember(registry, source, content, &outcome);
                     return Ok(outcome);
                 }
             }
@@ -251,7 +240,7 @@ fn copy_large(
             registry.space.wait_for_an_end(since, until);
         }
         let copy = registry.space.begin();
-        match copy_once(registry, request, source, started, &mut staging, waiter) {
+        match copy_once(registry, request, source, &mut staging, waiter) {
             Err(error) if error.is_lack_of_room() => {
                 lack_of_room = Some((error, copy.end_if_beside_others()));
             }
@@ -267,7 +256,6 @@ fn copy_once(
     registry: &Registry,
     request: &StageFile,
     source: &Source<'_>,
-    started: Now,
     staging: &mut Option<Staging>,
     waiter: &mut Option<Waiter>,
 ) -> Result<Outcome> {
@@ -287,7 +275,7 @@ fn copy_once(
         let lead = match admitted {
             Admitted::Lead(lead) => staging.insert(lead),
             // This copy was in vain.
-            Admitted::Known(attachment) => return Ok((content, Err(known(attachment)))),
+            Admitted::Known(attachment) => return Ok((content, Err(Outcome::known(attachment)))),
             Admitted::Waiting => return Ok((content, Err(Outcome::Retry))),
         };
         let published = scratch.publish(lead.checksum(), &request.name, content.size, mode);
@@ -303,24 +291,18 @@ fn copy_once(
         (Ok(_), None) => Outcome::Retry,
         (Err(outcome), _) => outcome,
     };
-    remember(registry, source, started, content, &outcome);
+    remember(registry, source, content, &outcome);
     Ok(outcome)
 }
 
 /// Remembers the source of what was staged. A file that says that it has another number of bytes than
 /// have been read may say anything of its times.
-fn remember(
-    registry: &Registry,
-    source: &Source<'_>,
-    started: Now,
-    content: Content,
-    outcome: &Outcome,
-) {
+fn remember(registry: &Registry, source: &Source<'_>, content: Content, outcome: &Outcome) {
     let (Some(recognition), Outcome::Staged { attachment, .. }) = (&registry.recognition, outcome)
     else {
         return;
     };
-    let likeness = if source.size() == content.size && source.would_show_changes_since(started) {
+    let likeness = if source.size() == content.size && source.would_show_changes() {
         Likeness::Proof
     } else if content.size > INLINE_LIMIT as u64 {
         Likeness::Hint

@@ -25,9 +25,7 @@ pub(crate) enum Progress {
 /// What the thread has to do of itself.
 pub(crate) enum Due {
     /// This.
-    Now(Work),
-    /// This, once all other work is done; then the thread ends.
-    Last(Work),
+    Now(Given),
     /// Nothing before that time; `None`: never, as it is.
     At(Option<Instant>),
     /// Nothing any more: the thread ends.
@@ -37,6 +35,7 @@ pub(crate) enum Due {
 /// A piece of work on its way to the thread.
 pub(crate) enum Given {
     Work(Work),
+    /// To be done once all other work is; then the thread ends.
     Last(Work),
 }
 
@@ -48,13 +47,13 @@ pub(crate) struct Sweeper(Sender<Given>);
 impl Sweeper {
     /// Hands the thread a piece of work.
     pub(crate) fn give(&self, work: impl FnMut() -> Progress + Send + 'static) {
-        // If the thread has ended the work is dropped here.
-        let _ = self.0.send(Given::Work(Box::new(work)));
+        self.hand_over(Given::Work(Box::new(work)));
     }
 
-    /// Hands the thread its last piece of work: once all other work is done it does this, and ends.
-    pub(crate) fn give_last(&self, work: Work) {
-        let _ = self.0.send(Given::Last(work));
+    /// As [`Sweeper::give`], of any piece of work.
+    pub(crate) fn hand_over(&self, given: Given) {
+        // If the thread has ended the work is dropped here.
+        let _ = self.0.send(given);
     }
 
     /// Has the thread ask again what is due.
@@ -91,20 +90,14 @@ pub(crate) fn start(
 fn run(inbox: &Receiver<Given>, mut due: impl FnMut() -> Due) {
     let mut works = Works::default();
     while works.last.is_none() {
-        let at = match contained(&mut due) {
-            Ok(Due::Now(work)) => {
-                works.take_in(Given::Work(work));
-                None
-            }
-            Ok(Due::Last(work)) => {
-                works.take_in(Given::Last(work));
-                break;
-            }
-            Ok(Due::At(at)) => at,
+        let mut at = None;
+        match contained(&mut due) {
+            Ok(Due::Now(given)) => works.take_in(given),
+            Ok(Due::At(next)) => at = next,
             Ok(Due::Nothing) => return,
-            Err(_) => None,
-        };
-        if works.under_way.is_empty() {
+            Err(_) => {}
+        }
+        if works.under_way.is_empty() && works.last.is_none() {
             let received = match at {
                 Some(at) => inbox.recv_deadline(at),
                 None => inbox.recv().map_err(RecvTimeoutError::from),
