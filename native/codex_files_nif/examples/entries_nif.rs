@@ -22,6 +22,8 @@ mod registries;
 mod registry;
 #[path = "../src/removing.rs"]
 mod removing;
+#[path = "../src/shapes.rs"]
+mod shapes;
 #[path = "../src/staging.rs"]
 mod staging;
 

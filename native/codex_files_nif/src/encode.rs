@@ -1,7 +1,6 @@
 //! Results to terms. Each error gets its reason here, and nowhere else.
 
 use std::cell::RefCell;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 
@@ -11,13 +10,11 @@ use codex_files::manifest::waiting::Origin;
 use codex_files::registry::remove::Report;
 use codex_files::registry::{Attachment, Outcome};
 use codex_files::retention::Ttl;
-use once_cell::sync::OnceCell;
-use rustler::sys::enif_make_map_from_arrays;
-use rustler::types::map::MapIterator;
 use rustler::{Atom, Binary, Encoder, Env, NewBinary, Term};
 use time::OffsetDateTime;
 
 use crate::atoms;
+use crate::shapes::Shapes;
 
 pub(crate) fn error<'a>(env: Env<'a>, reason: impl Encoder) -> Term<'a> {
     (atoms::error(), reason).encode(env)
@@ -143,116 +140,6 @@ pub(crate) fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
     let mut binary = NewBinary::new(env, bytes.len());
     binary.as_mut_slice().copy_from_slice(bytes);
     binary.into()
-}
-
-/// The keys of a map, in the order in which the VM keeps them: so given, it has nothing to sort.
-struct Shape<const N: usize> {
-    keys: [Atom; N],
-    /// Where the value of each field goes.
-    positions: [usize; N],
-}
-
-impl<const N: usize> Shape<N> {
-    fn new(env: Env<'_>, fields: [Atom; N]) -> Self {
-        let mut shape = Self {
-            keys: fields,
-            positions: std::array::from_fn(|field| field),
-        };
-        // Any order will do, if this one cannot be had.
-        let fields: Vec<_> = fields.into_iter().zip(0_usize..).collect();
-        let sample = Term::map_from_pairs(env, &fields).ok();
-        for (position, (key, field)) in sample
-            .and_then(MapIterator::new)
-            .into_iter()
-            .flatten()
-            .enumerate()
-        {
-            if let (Ok(key), Ok(field)) = (key.decode(), field.decode::<usize>()) {
-                shape.keys[position] = key;
-                shape.positions[field] = position;
-            }
-        }
-        shape
-    }
-
-    /// The map of these values of the fields.
-    fn map<'a>(&self, env: Env<'a>, values: &[Term<'a>; N]) -> Term<'a> {
-        let keys = self.keys.map(Atom::as_c_arg);
-        let mut ordered = keys;
-        for (value, &position) in values.iter().zip(&self.positions) {
-            ordered[position] = value.as_c_arg();
-        }
-        let mut map = MaybeUninit::uninit();
-        // SAFETY: both arrays hold N terms, all of `env`, to which atoms belong as to any other, and
-        // the function writes `map` before it returns true. rustler's own function does the same,
-        // with two more allocations.
-        #[allow(unsafe_code, reason = "see above")]
-        unsafe {
-            let (keys, values) = (keys.as_ptr(), ordered.as_ptr());
-            if enif_make_map_from_arrays(env.as_c_arg(), keys, values, N, map.as_mut_ptr()) == 0 {
-                unreachable!("the keys are distinct atoms");
-            }
-            Term::new(env, map.assume_init())
-        }
-    }
-}
-
-struct Shapes {
-    attachment: Shape<9>,
-    date_time: Shape<13>,
-    metrics: Shape<7>,
-}
-
-impl Shapes {
-    fn of(env: Env<'_>) -> &'static Self {
-        static SHAPES: OnceCell<Shapes> = OnceCell::new();
-        SHAPES.get_or_init(|| Self {
-            attachment: Shape::new(
-                env,
-                [
-                    atoms::struct_key(),
-                    atoms::id(),
-                    atoms::name(),
-                    atoms::path(),
-                    atoms::checksum(),
-                    atoms::size(),
-                    atoms::persist(),
-                    atoms::inserted_at(),
-                    atoms::ttl_ms(),
-                ],
-            ),
-            date_time: Shape::new(
-                env,
-                [
-                    atoms::struct_key(),
-                    atoms::calendar(),
-                    atoms::year(),
-                    atoms::month(),
-                    atoms::day(),
-                    atoms::hour(),
-                    atoms::minute(),
-                    atoms::second(),
-                    atoms::microsecond(),
-                    atoms::time_zone(),
-                    atoms::zone_abbr(),
-                    atoms::utc_offset(),
-                    atoms::std_offset(),
-                ],
-            ),
-            metrics: Shape::new(
-                env,
-                [
-                    atoms::total_count(),
-                    atoms::total_bytes(),
-                    atoms::persistent_count(),
-                    atoms::persistent_bytes(),
-                    atoms::expirable_count(),
-                    atoms::expirable_bytes(),
-                    atoms::next_expiry_at(),
-                ],
-            ),
-        })
-    }
 }
 
 /// How many attachments of a listing share one binary for their strings: as many allocations fewer,

@@ -14,6 +14,7 @@ mod reading;
 mod registries;
 mod registry;
 mod removing;
+mod shapes;
 mod staging;
 
 use rustler::{Env, Term};

@@ -26,10 +26,15 @@ static REGISTRIES: Lazy<Mutex<HashMap<Vec<u8>, ResourceArc<Handle>>>> = Lazy::ne
 /// A registry, as the callers of one of its keepers hold it.
 pub(crate) struct Handle {
     pub(crate) registry: Arc<Registry>,
-    name: Vec<u8>,
     keeper: Keeper,
-    /// The process that answers for the registry now, for all handles of it.
-    keeper_pid: Arc<Mutex<LocalPid>>,
+    kept: Arc<Kept>,
+}
+
+/// What all handles of a registry share. It tells the registry process what the cleanup thread does.
+struct Kept {
+    name: Vec<u8>,
+    /// The process that answers for the registry now.
+    by: Mutex<LocalPid>,
 }
 
 #[rustler::resource_impl]
@@ -40,16 +45,10 @@ impl Resource for Handle {
     }
 }
 
-/// Tells the registry process what its cleanup thread does.
-struct ToKeeper {
-    name: Vec<u8>,
-    keeper_pid: Arc<Mutex<LocalPid>>,
-}
-
-impl Observer for ToKeeper {
+impl Observer for Kept {
     fn cleaned(&self, report: Report) {
         // If it has gone, so has the message.
-        let keeper = *self.keeper_pid.lock();
+        let keeper = *self.by.lock();
         mailbox::tell(keeper, move |env| {
             (
                 atoms::codex_files(),
@@ -61,7 +60,7 @@ impl Observer for ToKeeper {
     }
 
     fn stopped(&self) {
-        forget_kept_by(&self.name, &self.keeper_pid);
+        self.forget();
     }
 }
 
@@ -77,36 +76,30 @@ pub(crate) fn open(
     let mut registries = REGISTRIES.lock();
     let left = registries.get(name).and_then(|left| {
         let keeper = keeper::adopt(&left.registry)?;
-        *left.keeper_pid.lock() = pid;
-        Some((
-            Arc::clone(&left.registry),
-            keeper,
-            Arc::clone(&left.keeper_pid),
-        ))
+        *left.kept.by.lock() = pid;
+        Some((left.registry.clone(), keeper, left.kept.clone()))
     });
-    let (registry, keeper, keeper_pid) = match left {
+    let (registry, keeper, kept) = match left {
         Some(left) => left,
         None => {
-            let keeper_pid = Arc::new(Mutex::new(pid));
-            let observer = ToKeeper {
+            let kept = Arc::new(Kept {
                 name: name.to_owned(),
-                keeper_pid: Arc::clone(&keeper_pid),
-            };
+                by: Mutex::new(pid),
+            });
             let registry = keeper::start(Options {
                 cleanup_interval,
                 orphan_grace: ORPHAN_GRACE,
                 recognise_unchanged,
-                observer: Arc::new(observer),
+                observer: kept.clone(),
             })?;
             let keeper = keeper::adopt(&registry).ok_or(Error::Stopped)?;
-            (registry, keeper, keeper_pid)
+            (registry, keeper, kept)
         }
     };
     let handle = ResourceArc::new(Handle {
         registry,
-        name: name.to_owned(),
         keeper,
-        keeper_pid,
+        kept,
     });
     let before = registries.insert(name.to_owned(), handle.clone());
     drop(registries);
@@ -120,14 +113,16 @@ pub(crate) fn open(
 }
 
 /// Takes a registry out, so that the next process of its name begins anew.
-pub(crate) fn forget(handle: &ResourceArc<Handle>) {
-    forget_kept_by(&handle.name, &handle.keeper_pid);
+pub(crate) fn forget(handle: &Handle) {
+    handle.kept.forget();
 }
 
-fn forget_kept_by(name: &[u8], keeper_pid: &Arc<Mutex<LocalPid>>) {
-    let mut registries = REGISTRIES.lock();
-    let is_it = |handle: &ResourceArc<Handle>| Arc::ptr_eq(&handle.keeper_pid, keeper_pid);
-    if registries.get(name).is_some_and(is_it) {
-        registries.remove(name);
+impl Kept {
+    fn forget(&self) {
+        let mut registries = REGISTRIES.lock();
+        let is_it = |handle: &ResourceArc<Handle>| std::ptr::eq(&*handle.kept, self);
+        if registries.get(&self.name).is_some_and(is_it) {
+            registries.remove(&self.name);
+        }
     }
 }
