@@ -9,11 +9,11 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 pub(crate) struct Space {
     state: Mutex<State>,
     one_ended: Condvar,
-    /// Of those that are made again, one at a time is.
+    /// Held by the one copy that is made again now.
     made_again: Mutex<()>,
 }
 
-/// Counted from the start.
+/// How many copies have begun and ended since the start.
 #[derive(Default)]
 struct State {
     begun: u64,
@@ -26,7 +26,7 @@ impl State {
     }
 }
 
-/// One copy, under way until this is dropped.
+/// One copy, which is under way until this is dropped.
 #[must_use]
 pub(crate) struct CopyUnderWay<'a> {
     all: &'a Space,
@@ -34,10 +34,6 @@ pub(crate) struct CopyUnderWay<'a> {
     met_others: bool,
     number: u64,
 }
-
-/// How many had ended when one had no room.
-#[derive(Clone, Copy)]
-pub(crate) struct Ended(u64);
 
 impl Space {
     pub(crate) fn begin(&self) -> CopyUnderWay<'_> {
@@ -51,15 +47,15 @@ impl Space {
         }
     }
 
-    /// To be held by one that is made again.
+    /// Waits for the turn to make a copy again.
     pub(crate) fn turn_to_make_again(&self, until: Instant) -> Option<MutexGuard<'_, ()>> {
         self.made_again.try_lock_until(until)
     }
 
-    /// Waits until one has ended since, or none is left.
-    pub(crate) fn wait_for_an_end(&self, since: Ended, until: Instant) {
+    /// Waits until more copies have ended than `since`, or none is under way.
+    pub(crate) fn wait_for_an_end(&self, since: u64, until: Instant) {
         let mut state = self.state.lock();
-        while state.any_under_way() && state.ended == since.0 {
+        while state.any_under_way() && state.ended == since {
             if self.one_ended.wait_until(&mut state, until).timed_out() {
                 return;
             }
@@ -68,14 +64,14 @@ impl Space {
 }
 
 impl CopyUnderWay<'_> {
-    /// Ends it; `None` if there was never another beside it.
-    pub(crate) fn end_if_beside_others(self) -> Option<Ended> {
+    /// Ends the copy; how many have ended then, or `None` if there was never another beside it.
+    pub(crate) fn end_if_beside_others(self) -> Option<u64> {
         let all = self.all;
         let met_others = self.met_others;
         let number = self.number;
         drop(self);
         let state = all.state.lock();
-        (met_others || state.begun > number).then_some(Ended(state.ended))
+        (met_others || state.begun > number).then_some(state.ended)
     }
 }
 

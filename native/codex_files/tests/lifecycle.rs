@@ -1,4 +1,4 @@
-//! A registry from its start to its end: its cleanup thread, its owners (P11), and those who are
+//! A registry from its start to its end: its cleanup thread, its keepers (P11), and those who are
 //! waiting when it ends.
 
 #![cfg(not(feature = "shuttle"))]
@@ -239,7 +239,7 @@ fn p11_an_abandoned_registry_without_a_successor_ends_and_leaves_nothing() {
 }
 
 #[test]
-fn p11_a_registry_whose_first_owner_never_comes_ends_too() {
+fn p11_a_registry_whose_first_keeper_never_comes_ends_too() {
     let heard = Heard::default();
     let _lab = lab_with(LONG, Duration::from_millis(5), &heard);
     eventually("it ends", || heard.ended.load(Ordering::SeqCst));

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use codex_files::error::{Error, Failures, FileType, Insecurity};
 use codex_files::manifest::Metrics;
@@ -39,12 +40,11 @@ pub(crate) fn outcome<'a>(env: Env<'a>, outcome: &Outcome) -> Term<'a> {
 
 /// The reason of an error: a POSIX atom for what the file system says, a tagged tuple else.
 pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
-    let string = |bytes: &[u8]| binary(env, bytes);
+    let string = |path: &Path| binary(env, path.as_os_str().as_bytes());
     match error {
         Error::Io { errno, .. } => posix(env, errno).encode(env),
         Error::StagingDir { path, errno } => {
-            let path = string(path.as_os_str().as_bytes());
-            (atoms::staging_dir(), path, posix(env, errno)).encode(env)
+            (atoms::staging_dir(), string(path), posix(env, errno)).encode(env)
         }
         Error::ChecksumMismatch { actual } => (atoms::checksum_mismatch(), actual).encode(env),
         Error::UnsupportedFileType(kind) => {
@@ -53,18 +53,16 @@ pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
         Error::UnsupportedDestination(kind) => {
             (atoms::unsupported_destination(), file_type(*kind)).encode(env)
         }
-        Error::InvalidName(name) => (atoms::invalid_name(), string(name)).encode(env),
+        Error::InvalidName(name) => (atoms::invalid_name(), binary(env, name)).encode(env),
         Error::DestinationIsSource(path) => {
-            let path = string(path.as_os_str().as_bytes());
-            (atoms::destination_is_source(), path).encode(env)
+            (atoms::destination_is_source(), string(path)).encode(env)
         }
         Error::InsecureStagingDir { path, reason } => {
             let reason = match reason {
                 Insecurity::ForeignOwner => atoms::foreign_owner(),
                 Insecurity::ForeignLink => atoms::foreign_link(),
             };
-            let path = string(path.as_os_str().as_bytes());
-            (atoms::insecure_staging_dir(), path, reason).encode(env)
+            (atoms::insecure_staging_dir(), string(path), reason).encode(env)
         }
         Error::Stopped => atoms::stopped().encode(env),
         Error::Panic(message) => (atoms::native_panic(), &**message).encode(env),

@@ -1,4 +1,4 @@
-//! A registry: how one is opened, and ended.
+//! A registry: how one is opened, and stopped.
 
 use std::time::Duration;
 

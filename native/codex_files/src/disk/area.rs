@@ -6,11 +6,11 @@
 //!     <checksum>/<name>                       a staged file, 0400 or 0500
 //!     <checksum>/.staging                     a small file on its way in, renamed to <name>
 //!     .staging-<number>                       a large file on its way in
-//!     .elsewhere-<number>[+][-<signs>]        a symbolic link to a file staged at a destination
+//!     .elsewhere-<number>[+][-<stamp>]        a symbolic link to a file staged at a destination
 //!                                             that the caller chose; +: in a directory made for it
 //! ```
 //!
-//! An area whose lock can be taken exclusively has no living owner, and is removed by the next
+//! An area whose lock can be taken exclusively belongs to a registry that is dead, and is removed by the next
 //! registry that starts on, or comes to use, the same staging directory.
 //!
 //! In an area whatever has a name that we gave is ours, whoever has changed it since; at a caller's

@@ -34,8 +34,7 @@ pub(crate) struct ScratchBeside {
     made_dir: bool,
     /// Beside the destination, or there.
     file: OpenScratch,
-    /// It has been published.
-    gone: bool,
+    published: bool,
 }
 
 /// What is at a destination that the caller chose: nothing, or a regular file. Nothing else may be
@@ -101,7 +100,7 @@ fn try_scratch_beside(
             path: beside(destination, area.path(), number),
             file: None,
         },
-        gone: false,
+        published: false,
     };
     // The record comes first: whenever we die, the next start finds all there is.
     let recorded = sys::symlink_at(destination, area.dir(), &scratch.record);
@@ -152,7 +151,7 @@ impl ScratchBeside {
         // That is where it is now, should something still fail.
         self.file.path.clone_from(&self.destination);
         let seen = Stamp::of(&sys::lstat(self.path()).context("stat", self.path())?);
-        self.gone = true;
+        self.published = true;
         Ok(StagedFile {
             checksum,
             name,
@@ -176,7 +175,7 @@ impl ScratchBeside {
 
 impl Drop for ScratchBeside {
     fn drop(&mut self) {
-        if self.gone {
+        if self.published {
             return;
         }
         // As a scratch file in an area.

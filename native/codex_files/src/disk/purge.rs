@@ -159,7 +159,7 @@ fn is_strange(errno: Errno) -> bool {
     )
 }
 
-/// A dead area, locked. `None`: it is not ours to touch.
+/// Locks an area if its registry is dead; `None` if it is not ours to touch.
 fn lock_dead_area(staging_dir: &OwnedFd, name: &OsString) -> nix::Result<Option<DeadArea>> {
     let dir = match sys::open_dir_at(staging_dir, Path::new(name)) {
         Err(errno) if is_strange(errno) => return Ok(None),

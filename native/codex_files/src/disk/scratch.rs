@@ -22,8 +22,7 @@ pub(crate) struct Scratch {
     /// Relative to the area.
     name: PathBuf,
     file: OpenScratch,
-    /// It has been published.
-    gone: bool,
+    published: bool,
 }
 
 /// Writes a small content into an area, and publishes it.
@@ -78,7 +77,7 @@ impl Scratch {
             area: area.clone(),
             name,
             file,
-            gone: false,
+            published: false,
         })
     }
 
@@ -119,7 +118,7 @@ impl Scratch {
             renamed => renamed,
         };
         area.attempted("rename", &relative, renamed)?;
-        self.gone = true;
+        self.published = true;
         panics::point("published");
         // Through the whole path, as its readers go: it must lead to what was written.
         let stamp = match sys::lstat(&path).map(|stat| Stamp::of(&stat)) {
@@ -143,7 +142,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if !self.gone {
+        if !self.published {
             // FUSE gives a file that is removed while it is open another name, in the same directory.
             self.file.file = None;
             // Nobody is left to tell of a failure; the next start removes what stays.

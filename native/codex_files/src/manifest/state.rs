@@ -101,7 +101,7 @@ pub(super) struct State<F: File> {
     /// The checksums for which a ticket is out, and who waits for it. An entry that is being
     /// removed or replaced is still listed.
     pub(super) tickets: UnderWay<Checksum, Waits<F>>,
-    /// Set once, at the end: no ticket is given or taken any more.
+    /// Set once, at the stop: no ticket is given or taken any more.
     pub(super) stopped: bool,
 }
 

@@ -10,12 +10,12 @@ use crate::error::Error;
 pub enum Outcome<F> {
     /// The file is there.
     Staged {
-        /// As it stands now.
+        /// The attachment as it stands now.
         attachment: Attachment<F>,
         /// Whether this call put the file there.
         origin: Origin,
     },
-    /// It is not, and nothing has changed.
+    /// The file could not be staged, and nothing has changed.
     Failed(Error),
     /// Others have given up the work that was waited for, or done it: ask again from the start.
     Retry,

@@ -1,4 +1,4 @@
-//! The process that answers for a registry: how one starts, is handed on, and ends.
+//! The process that answers for a registry: how a registry starts, is handed on, and stops.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -18,7 +18,7 @@ use crate::recognition::Recognition;
 use crate::space::Space;
 use crate::threads::sweeper::{self, Due, Given};
 
-/// How long the end waits for those who stage. They give up at once, unless the file system does not
+/// How long the stop waits for those who stage. They give up at once, unless the file system does not
 /// answer.
 const LAST_WAIT: Duration = Duration::from_secs(2);
 
@@ -101,21 +101,21 @@ pub fn set_cleanup_interval(registry: &Registry, interval: Duration) {
 }
 
 /// Gives a registry to a new keeper, whether the one before is known to have gone or not; `None` if it
-/// has ended.
+/// has stopped.
 #[must_use]
 pub fn adopt(registry: &Registry) -> Option<Keeper> {
     registry.keeping.adopt()
 }
 
 /// Notes that `keeper` has gone, which may be heard of only after its successor has come. Unless one
-/// comes in time, the registry ends.
+/// comes in time, the registry stops.
 pub fn abandon(registry: &Registry, keeper: Keeper) {
     if registry.keeping.abandon(keeper) {
         registry.sweeper.wake();
     }
 }
 
-/// Ends a registry in order: nothing can be staged any more, and what was is removed, by the cleanup
+/// Stops a registry in order: nothing can be staged any more, and what was is removed, by the cleanup
 /// thread, before it replies.
 pub fn stop(registry: &Arc<Registry>, reply: Reply<Failures>) {
     registry.keeping.stop();
@@ -141,16 +141,8 @@ fn stop_a_batch(
     failures: &mut Failures,
 ) -> bool {
     registry.give_up_staging();
-    let were_there = all.batch(
-        &registry.manifest,
-        || None,
-        |removal| {
-            if let Err((attachment, error)) = remove::remove_one(removal, remove::remover(registry))
-            {
-                failures.push((attachment.file.path.to_path_buf(), error));
-            }
-        },
-    );
+    let remove = |removal| failures.extend(remove::remove_now(registry, removal));
+    let were_there = all.batch(&registry.manifest, || None, remove);
     if !were_there {
         // Whoever is still at work in an area after that takes it away when it is done.
         let _nobody_at_work = registry.at_work.try_write_for(LAST_WAIT);

@@ -44,23 +44,18 @@ pub type Report = Removed<Arc<StagedFile>>;
 /// Removes what has expired by now, and replies with a report on all of it. What expires meanwhile is the
 /// next one's: it would never end if files expired as fast as they are removed.
 pub fn cleanup(registry: &Arc<Registry>, reply: Reply<Report>) {
-    let (sweeper, registry) = (registry.sweeper.clone(), registry.clone());
-    let now = Now::read();
     let mut whole = Report::default();
-    let mut sweep = Sweep::default();
-    sweeper.give(replying(reply, move || {
-        match sweep.batch(&registry.manifest, now, remover(&registry)) {
-            Some(mut part) => {
-                whole.cleaned.append(&mut part.cleaned);
-                whole.failed.append(&mut part.failed);
+    let mut next_part = sweeping(registry);
+    registry
+        .sweeper
+        .give(replying(reply, move || match next_part() {
+            Some(part) => {
+                whole.cleaned.extend(part.cleaned);
+                whole.failed.extend(part.failed);
                 None
             }
-            None => {
-                forget_removed(&registry);
-                Some(std::mem::take(&mut whole))
-            }
-        }
-    }));
+            None => Some(std::mem::take(&mut whole)),
+        }));
 }
 
 /// As [`cleanup`], but tells of each batch: whoever is told of very many at once needs the memory for
@@ -70,24 +65,32 @@ pub(super) fn cleanup_on_time<D: Send + 'static>(
     tell: impl Fn(Report) + Send + 'static,
     done: D,
 ) -> Work {
+    let mut next_part = sweeping(registry);
+    Box::new(move || {
+        let _until_then = &done;
+        let Some(part) = next_part() else {
+            return Progress::Done;
+        };
+        if !(part.cleaned.is_empty() && part.failed.is_empty()) {
+            // A panic of one who hears of it must not end the cleanup.
+            let _ = panics::contained(|| tell(part));
+        }
+        Progress::More
+    })
+}
+
+/// Removes, part by part, what has expired by now.
+fn sweeping(registry: &Arc<Registry>) -> impl FnMut() -> Option<Report> + Send + use<> {
     let registry = registry.clone();
     let now = Now::read();
     let mut sweep = Sweep::default();
-    Box::new(move || {
-        let _until_then = &done;
-        match sweep.batch(&registry.manifest, now, remover(&registry)) {
-            Some(part) if part.cleaned.is_empty() && part.failed.is_empty() => Progress::More,
-            Some(part) => {
-                // A panic of one who hears of it must not end the cleanup.
-                let _ = panics::contained(|| tell(part));
-                Progress::More
-            }
-            None => {
-                forget_removed(&registry);
-                Progress::Done
-            }
+    move || {
+        let part = sweep.batch(&registry.manifest, now, remover(&registry));
+        if part.is_none() {
+            forget_removed(&registry);
         }
-    })
+        part
+    }
 }
 
 /// Has what dead registries left below a staging directory removed, unless it has been in use already.
@@ -164,10 +167,8 @@ impl Reset {
     }
 
     fn remove(&self, removal: Removal<Arc<StagedFile>>) {
-        if let Err((attachment, error)) = remove_one(removal, remover(&self.registry)) {
-            let path = attachment.file.path.to_path_buf();
-            self.failures.lock().push((path, error));
-        }
+        let failed = remove_now(&self.registry, removal);
+        self.failures.lock().extend(failed);
     }
 
     /// Has the cleanup thread remove an attachment once somebody else has ended the work on it.
@@ -176,10 +177,9 @@ impl Reset {
             let sweeper = self.registry.sweeper.clone();
             sweeper.give(move || {
                 self.contained(|| {
-                    removal
-                        .take()
-                        .into_iter()
-                        .for_each(|removal| self.remove(removal));
+                    if let Some(removal) = removal.take() {
+                        self.remove(removal);
+                    }
                     Progress::Done
                 })
             });
@@ -284,8 +284,17 @@ pub fn remove_one<F: File>(
     }
 }
 
+/// Removes an attachment of a registry; its path, and the reason, if that fails.
+pub(super) fn remove_now(
+    registry: &Registry,
+    removal: Removal<Arc<StagedFile>>,
+) -> Option<(PathBuf, Error)> {
+    let failed = remove_one(removal, remover(registry)).err()?;
+    Some((failed.0.file.path.to_path_buf(), failed.1))
+}
+
 /// What removes the files of a registry.
-pub(super) fn remover(registry: &Registry) -> impl Fn(&Arc<StagedFile>) -> Result<()> {
+fn remover(registry: &Registry) -> impl Fn(&Arc<StagedFile>) -> Result<()> {
     |file| {
         file.remove()?;
         if let Some(recognition) = &registry.recognition {

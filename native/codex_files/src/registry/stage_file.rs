@@ -127,7 +127,7 @@ fn renew_unchanged(
     renew(registry, &file, retention)
 }
 
-/// A small file, whose `content` has been read: it is written only if that is new.
+/// Stages a small file, whose `content` has been read. It is written only if that is new.
 fn stage_small(
     registry: &Registry,
     request: &StageFile,
@@ -157,8 +157,8 @@ fn stage_small(
     Ok(Answer::Now(outcome))
 }
 
-/// A large file: it is copied and hashed at once, and entered if its content turns out to be new. The
-/// outcome is the waiter's, if that is still here in the end.
+/// Stages a large file. It is copied and hashed at once, and entered if its content turns out to be new.
+/// The outcome is the waiter's, if that is still here in the end.
 fn stage_large(
     registry: &Registry,
     request: &StageFile,
@@ -197,7 +197,7 @@ fn stage_large(
     result
 }
 
-/// Copies it, or reads it first: to read a file once more costs less than a copy in vain, and takes no
+/// Copies a large file, or reads it first: to read a file once more costs less than a copy in vain, and takes no
 /// room.
 fn copy_large(
     registry: &Registry,
@@ -250,8 +250,8 @@ fn copy_large(
     }
 }
 
-/// `staging` is a ticket for what the content was a moment ago, if that is known; after an error the
-/// one for what it is, if there is one.
+/// Copies a large file once, and enters the copy if its content is new. `staging` is a ticket for what
+/// the content was a moment ago, if that is known; after an error it is the one for what the content is.
 fn copy_once(
     registry: &Registry,
     request: &StageFile,
