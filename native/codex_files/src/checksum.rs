@@ -54,23 +54,3 @@ pub(crate) fn is_hex(text: &[u8]) -> bool {
     text.iter()
         .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_is_a_claim_about_the_content_only_in_the_very_form_of_a_digest() {
-        let digest = hex(&digest(b""));
-        assert_eq!(
-            digest,
-            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        );
-        assert!(is_digest(digest.as_bytes()));
-        assert!(!is_digest(digest.to_uppercase().as_bytes()));
-        assert!(!is_digest(&digest.as_bytes()[1..]));
-        assert!(!is_digest(format!("{digest}0").as_bytes()));
-        assert!(!is_digest(digest.replace('e', "g").as_bytes()));
-        assert!(!is_digest(b""));
-    }
-}

@@ -14,11 +14,9 @@ pub fn check_name(name: &[u8]) -> Result<()> {
     let valid = !matches!(name, b"" | b"." | b"..")
         && name.len() <= 255
         && !name.iter().any(|&byte| byte == b'/' || byte == 0);
-    if valid {
-        Ok(())
-    } else {
-        Err(Error::InvalidName(name.into()))
-    }
+    valid
+        .then_some(())
+        .ok_or_else(|| Error::InvalidName(name.into()))
 }
 
 /// The last component of a path: the name a file is staged under unless the caller says otherwise.

@@ -34,14 +34,11 @@ impl Retention {
     /// From when on an attachment inserted `now` has expired.
     #[must_use]
     pub fn deadline(self, now: Now) -> Deadline {
-        match self {
-            Self {
-                persist: false,
-                ttl: Ttl::Millis(ttl),
-            } => Deadline(
-                now.monotonic_ns
-                    .saturating_add(ttl.saturating_mul(1_000_000)),
-            ),
+        match self.ttl {
+            Ttl::Millis(ttl) if !self.persist => {
+                let ttl_ns = ttl.saturating_mul(1_000_000);
+                Deadline(now.monotonic_ns.saturating_add(ttl_ns))
+            }
             _ => Deadline::NEVER,
         }
     }

@@ -66,9 +66,11 @@ impl Space {
 impl CopyUnderWay<'_> {
     /// Ends the copy; how many have ended then, or `None` if there was never another beside it.
     pub(crate) fn end_if_beside_others(self) -> Option<u64> {
-        let all = self.all;
-        let met_others = self.met_others;
-        let number = self.number;
+        let &Self {
+            all,
+            met_others,
+            number,
+        } = &self;
         drop(self);
         let state = all.state.lock();
         (met_others || state.begun > number).then_some(state.ended)

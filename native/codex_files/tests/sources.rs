@@ -437,3 +437,22 @@ fn a_staged_file_can_be_staged_again_by_its_path() {
         assert_whole(&again);
     }
 }
+
+#[test]
+fn a_key_is_a_claim_about_the_content_only_in_the_very_form_of_a_digest() {
+    let lab = Lab::new();
+    let claim = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let stage = |key: &str, content: &[u8]| {
+        let source = lab.source("source", content);
+        let destination = lab.root.join(format!("staged as {key}"));
+        lab.stage(key.as_bytes(), &source, &destination)
+    };
+    let mismatch = failed(stage(claim, b"not empty"));
+    assert!(matches!(mismatch, Error::ChecksumMismatch { .. }));
+    copied(stage(claim, b""));
+    copied(stage(&claim.to_uppercase(), b"not empty"));
+    copied(stage(&claim[1..], b"not empty"));
+    copied(stage(&format!("{claim}0"), b"not empty"));
+    copied(stage(&claim.replace('e', "g"), b"not empty"));
+    copied(stage("", b"not empty"));
+}

@@ -9,8 +9,7 @@ use codex_files::name::{check_name, default_name};
 use codex_files::registry::stage_at::StageAt;
 use codex_files::registry::stage_file::StageFile;
 use codex_files::retention::{Retention, Ttl};
-
-use rustler::{Atom, Binary, Encoder, Term};
+use rustler::{Atom, Binary, Decoder, Encoder, Term};
 
 use crate::atoms;
 use crate::encode;
@@ -41,16 +40,13 @@ impl<'a> StageOpts<'a> {
             opts.map_get(key)
                 .map_err(|_| (atoms::missing_option(), key).encode(opts.get_env()))
         };
-        let checksum = binary(atoms::checksum(), get(atoms::checksum())?)?;
+        let checksum = value(atoms::checksum(), get(atoms::checksum())?)?;
         let name_term = get(atoms::name())?;
-        let name = binary(atoms::name(), name_term)?;
-        let persist = boolean(get(atoms::persist())?)?;
+        let name = value(atoms::name(), name_term)?;
+        let persist = value(atoms::persist(), get(atoms::persist())?)?;
         let ttl_term = get(atoms::ttl_ms())?;
         let ttl = ttl(ttl_term).ok_or_else(|| invalid(atoms::ttl_ms(), ttl_term))?;
-        let size_term = get(atoms::size())?;
-        let size = size_term
-            .decode()
-            .map_err(|_| invalid(atoms::size(), size_term))?;
+        let size = value(atoms::size(), get(atoms::size())?)?;
         let source = path(atoms::source_path(), get(atoms::source_path())?)?;
         let destination = path(atoms::destination_path(), get(atoms::destination_path())?)?;
         checked_name(name_term, &name)?;
@@ -95,13 +91,13 @@ impl<'a> FileOpts<'a> {
         let source = path(atoms::path(), path_term)?;
         let name = match name_term.decode::<(Atom, Term<'a>)>() {
             Ok((_, given)) => {
-                let name = binary(atoms::name(), given)?;
+                let name: Binary<'a> = value(atoms::name(), given)?;
                 checked_name(given, &name)?;
                 name.as_slice()
             }
             Err(_) => default_name(source),
         };
-        let persist = boolean(persist)?;
+        let persist = value(atoms::persist(), persist)?;
         let reason = || (atoms::invalid_ttl(), ttl_term).encode(ttl_term.get_env());
         let ttl = ttl(ttl_term).ok_or_else(reason)?;
         let ttl = if persist { Ttl::Infinity } else { ttl };
@@ -124,9 +120,7 @@ impl<'a> FileOpts<'a> {
 
 /// `{path, default?}`.
 pub(crate) fn staging_dir(term: Term<'_>) -> Decoded<'_, StagingDir> {
-    let (dir, is_default): (Term<'_>, bool) = term
-        .decode()
-        .map_err(|_| invalid(atoms::staging_dir(), term))?;
+    let (dir, is_default): (Term<'_>, bool) = value(atoms::staging_dir(), term)?;
     Ok(StagingDir {
         path: path(atoms::staging_dir(), dir)?.to_owned(),
         is_default,
@@ -137,20 +131,16 @@ pub(crate) fn dir(term: Term<'_>) -> Decoded<'_, PathBuf> {
     path(atoms::dir(), term).map(Path::to_owned)
 }
 
-fn binary(key: Atom, term: Term<'_>) -> Decoded<'_, Binary<'_>> {
+fn value<'a, T: Decoder<'a>>(key: Atom, term: Term<'a>) -> Decoded<'a, T> {
     term.decode().map_err(|_| invalid(key, term))
 }
 
 fn path(key: Atom, term: Term<'_>) -> Decoded<'_, &Path> {
-    let bytes = binary(key, term)?.as_slice();
+    let bytes = value::<Binary<'_>>(key, term)?.as_slice();
     if bytes.contains(&0) {
         return Err(invalid(key, term));
     }
     Ok(Path::new(OsStr::from_bytes(bytes)))
-}
-
-fn boolean(term: Term<'_>) -> Decoded<'_, bool> {
-    term.decode().map_err(|_| invalid(atoms::persist(), term))
 }
 
 fn ttl(term: Term<'_>) -> Option<Ttl> {

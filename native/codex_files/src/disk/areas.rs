@@ -70,19 +70,19 @@ impl Areas {
     }
 
     fn area(&self, staging_dir: &StagingDir) -> Result<Arc<Area>> {
-        if let Some(area) = self
+        let path = &staging_dir.path;
+        let open = self
             .open
             .lock()
             .as_ref()
-            .ok_or(Error::Stopped)?
-            .get(&staging_dir.path)
-        {
-            return Ok(area.clone());
+            .map(|open| open.get(path).cloned());
+        if let Some(area) = open.ok_or(Error::Stopped)? {
+            return Ok(area);
         }
         // Opened without the lock: if another was quicker, or the stop, ours goes again.
         let opened = Area::open(staging_dir)?;
         let area = self.open.lock().as_mut().map(|open| {
-            open.entry(staging_dir.path.clone())
+            open.entry(path.clone())
                 .or_insert_with(|| opened.clone())
                 .clone()
         });

@@ -4,7 +4,6 @@
 //! the destination's directory was made for it, the stamp once the file has been written.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,10 +14,11 @@ use nix::sys::stat::{FileStat, Mode};
 use super::area::{Area, ELSEWHERE_PREFIX, PublishError, looks_staged};
 use super::file_id::{FileId, Stamp, special_type};
 use super::scratch::OpenScratch;
+use super::source::Source;
 use super::staged_file::{Place, StagedFile};
 use super::staging_dir::{forgive_missing, make_dirs, remove_unused_dir};
 use super::sys;
-use crate::checksum::Checksum;
+use crate::checksum::{Checksum, Content};
 use crate::error::{Context, Error, Result};
 
 const MADE_DIR: char = '+';
@@ -120,12 +120,13 @@ fn beside(destination: &Path, area: &Path, number: u64) -> PathBuf {
 }
 
 impl ScratchBeside {
-    pub(crate) fn path(&self) -> &Path {
+    fn path(&self) -> &Path {
         &self.file.path
     }
 
-    pub(crate) fn file(&self) -> Result<&File> {
-        self.file.file()
+    /// Copies a source into it.
+    pub(crate) fn fill(&self, source: &Source<'_>) -> Result<Content> {
+        source.copy_into(self.file.file()?, self.path())
     }
 
     /// Puts it in place as the file of a checksum.

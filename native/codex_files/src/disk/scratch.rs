@@ -9,10 +9,11 @@ use nix::sys::stat::Mode;
 
 use super::area::{Area, PublishError, STAGING_PREFIX, looks_staged, relative};
 use super::file_id::Stamp;
+use super::source::Source;
 use super::staged_file::{Place, StagedFile};
 use super::staging_dir::forgive_missing;
 use super::sys;
-use crate::checksum::Checksum;
+use crate::checksum::{Checksum, Content};
 use crate::error::{Context, Error, Result};
 use crate::panics;
 
@@ -81,12 +82,13 @@ impl Scratch {
         })
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    fn path(&self) -> &Path {
         &self.file.path
     }
 
-    pub(crate) fn file(&self) -> Result<&File> {
-        self.file.file()
+    /// Copies a source into it.
+    pub(crate) fn fill(&self, source: &Source<'_>) -> Result<Content> {
+        source.copy_into(self.file.file()?, self.path())
     }
 
     /// Puts it in place as the file of a checksum.

@@ -241,11 +241,9 @@ impl<F: Clone> Listing<F> {
             .map_while(|slot| self.0.get(slot))
             .collect();
         let next = from + part.len();
-        let attachments = part.into_iter().flatten();
-        (next > from).then(|| {
-            let attachments = attachments.map(|entry| entry.attachment.clone());
-            (attachments.collect(), next)
-        })
+        let entries = part.into_iter().flatten();
+        let attachments = entries.map(|entry| entry.attachment.clone());
+        (next > from).then(|| (attachments.collect(), next))
     }
 
     /// The attachments, in no particular order.

@@ -29,12 +29,7 @@ impl<F: File> Ticket<F> {
     /// Gives the ticket back, or on to the first who waits to remove the entry that is there. Those
     /// who came after that one go on waiting.
     fn give_back(&mut self, state: &mut State<F>) -> GivenBack<F> {
-        if !std::mem::take(&mut self.out) {
-            return GivenBack {
-                waiting: Vec::new(),
-                handed_on: None,
-            };
-        }
+        self.out = false;
         let mut waiting = state.tickets.remove(&self.key).unwrap_or_default();
         let removal = waiting
             .iter()

@@ -14,9 +14,10 @@ use crate::disk::areas::Areas;
 use crate::disk::staged_file::StagedFile;
 use crate::error::{Failures, Result};
 use crate::manifest::Manifest;
+use crate::panics::contained;
 use crate::recognition::Recognition;
 use crate::space::Space;
-use crate::threads::sweeper::{self, Due, Given};
+use crate::threads::sweeper::{self, Due, Given, Progress, Work};
 
 /// How long the stop waits for those who stage. They give up at once, unless the file system does not
 /// answer.
@@ -78,11 +79,27 @@ fn due(registry: &Arc<Registry>, orphan_grace: Duration, observer: &Arc<dyn Obse
         return Due::Now(stopping(registry, reply));
     }
     if registry.keeping.cleanup_is_due(now) {
-        let next = NextCleanup(registry.clone());
-        let tell = move |report| observer.cleaned(report);
-        return Due::Now(Given::Work(remove::cleanup_on_time(registry, tell, next)));
+        return Due::Now(Given::Work(cleanup(registry, observer)));
     }
     Due::At(registry.keeping.next_event(orphan_grace))
+}
+
+/// Removes what has expired, and tells of each batch: whoever is told of very many at once needs the
+/// memory for it.
+fn cleanup(registry: &Arc<Registry>, observer: Arc<dyn Observer>) -> Work {
+    let next = NextCleanup(registry.clone());
+    let mut next_part = remove::sweeping(registry);
+    Box::new(move || {
+        let _until_then = &next;
+        let Some(part) = next_part() else {
+            return Progress::Done;
+        };
+        if !(part.cleaned.is_empty() && part.failed.is_empty()) {
+            // A panic of one who hears of it must not end the cleanup.
+            let _ = contained(|| observer.cleaned(part));
+        }
+        Progress::More
+    })
 }
 
 /// Held by a cleanup on time: however that ends, another one follows.

@@ -58,29 +58,8 @@ pub fn cleanup(registry: &Arc<Registry>, reply: Reply<Report>) {
         }));
 }
 
-/// As [`cleanup`], but tells of each batch: whoever is told of very many at once needs the memory for
-/// it. `done` is dropped at the end.
-pub(super) fn cleanup_on_time<D: Send + 'static>(
-    registry: &Arc<Registry>,
-    tell: impl Fn(Report) + Send + 'static,
-    done: D,
-) -> Work {
-    let mut next_part = sweeping(registry);
-    Box::new(move || {
-        let _until_then = &done;
-        let Some(part) = next_part() else {
-            return Progress::Done;
-        };
-        if !(part.cleaned.is_empty() && part.failed.is_empty()) {
-            // A panic of one who hears of it must not end the cleanup.
-            let _ = panics::contained(|| tell(part));
-        }
-        Progress::More
-    })
-}
-
 /// Removes, part by part, what has expired by now.
-fn sweeping(registry: &Arc<Registry>) -> impl FnMut() -> Option<Report> + Send + use<> {
+pub(super) fn sweeping(registry: &Arc<Registry>) -> impl FnMut() -> Option<Report> + Send + use<> {
     let registry = registry.clone();
     let now = Now::read();
     let mut sweep = Sweep::default();

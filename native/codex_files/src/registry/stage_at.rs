@@ -113,7 +113,7 @@ fn copy(
         let replaces = staging.replaces().map(|file| &**file);
         let mode = source.staged_mode();
         let scratch = elsewhere::scratch_beside(area, &request.destination, replaces, mode)?;
-        let content = source.copy_into(scratch.file()?, scratch.path())?;
+        let content = scratch.fill(source)?;
         if checksum::is_digest(&request.checksum) {
             let actual = checksum::hex(&content.digest);
             if actual.as_bytes() != &*request.checksum {

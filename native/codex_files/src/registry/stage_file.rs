@@ -262,7 +262,7 @@ fn copy_once(
     let mode = source.staged_mode();
     let copied = registry.areas.with_area(&request.staging_dir, |area| {
         let scratch = scratch::numbered(area, mode)?;
-        let content = source.copy_into(scratch.file()?, scratch.path())?;
+        let content = scratch.fill(source)?;
         let checksum = checksum::key(&content.digest);
         // A ticket for another content is of no use.
         let ticket = staging
