@@ -14,7 +14,7 @@ use codex_files::error::{Error, Result};
 use codex_files::manifest::attachment::File;
 use codex_files::manifest::waiting::{Origin, Outcome, Waiter};
 use codex_files::manifest::{Admission, ExpiryCursor, Later, Manifest, Removal, Totals};
-use codex_files::registry::remove::{RemoveAll, Removed, Sweep, remove_one};
+use codex_files::registry::remove::{RemoveAll, Removed, remove_one, sweep_a_batch};
 use codex_files::retention::{Retention, Ttl};
 use codex_files::time::Now;
 use shuttle::sync::{Mutex, mpsc};
@@ -224,9 +224,9 @@ impl World {
     }
 
     fn sweep_by(&self, remove: impl Fn(&Staged) -> Result<()>) -> Removed<Staged> {
-        let mut sweep = Sweep::default();
+        let mut cursor = Some(ExpiryCursor::start());
         let mut whole = Removed::default();
-        while let Some(mut part) = sweep.batch(&self.manifest, NOW, &remove) {
+        while let Some(mut part) = sweep_a_batch(&self.manifest, NOW, &mut cursor, &remove) {
             whole.cleaned.append(&mut part.cleaned);
             whole.failed.append(&mut part.failed);
         }

@@ -830,13 +830,15 @@ impl Run {
             self.model.due(self.now)
         };
         let mut report = Removed::default();
-        let mut sweep = remove::Sweep::default();
+        let mut cursor = Some(ExpiryCursor::start());
         let remove = |file: &Staged| {
             // Its ticket is out: nobody can stage it meanwhile.
             assert!(self.manifest.lookup(&file.checksum).is_none());
             removed(file, failing)
         };
-        while let Some(mut part) = sweep.batch(&self.manifest, self.now, remove) {
+        while let Some(mut part) =
+            remove::sweep_a_batch(&self.manifest, self.now, &mut cursor, remove)
+        {
             report.cleaned.append(&mut part.cleaned);
             report.failed.append(&mut part.failed);
         }

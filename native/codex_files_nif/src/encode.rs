@@ -173,7 +173,6 @@ impl<'a> Encoding<'a> {
         }
     }
 
-    /// A list of attachments.
     pub(crate) fn attachments<'b>(
         &self,
         attachments: impl IntoIterator<Item = &'b Attachment>,

@@ -9,8 +9,8 @@ use codex_files::checksum::Checksum;
 use codex_files::disk::staged_file::StagedFile;
 use codex_files::manifest::attachment::{Attachment, File};
 use codex_files::manifest::waiting::Waiter;
-use codex_files::manifest::{Admission, Manifest};
-use codex_files::registry::remove::Sweep;
+use codex_files::manifest::{Admission, ExpiryCursor, Manifest};
+use codex_files::registry::remove::sweep_a_batch;
 use codex_files::retention::{Retention, Ttl};
 use codex_files::time::Now;
 
@@ -103,9 +103,9 @@ pub fn enter<F: File + 'static>(
 
 /// A whole cleanup, of files that are nowhere.
 pub fn sweep(manifest: &Samples) -> usize {
-    let mut sweep = Sweep::default();
+    let mut cursor = Some(ExpiryCursor::start());
     let mut cleaned = 0;
-    while let Some(part) = sweep.batch(manifest, Now::read(), |_| Ok(())) {
+    while let Some(part) = sweep_a_batch(manifest, Now::read(), &mut cursor, |_| Ok(())) {
         cleaned += part.cleaned.len();
     }
     cleaned

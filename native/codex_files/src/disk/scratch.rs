@@ -44,7 +44,7 @@ pub(crate) fn publish_content(
     area.in_checksum_dir(checksum, |dir| {
         // A ticket for the checksum is out: nobody else of this registry writes here.
         let scratch = Scratch::create(area, dir.join(scratch_name), mode)?;
-        sys::write_all(scratch.file.file()?, content).context("write to", scratch.path())?;
+        sys::write_all(scratch.file.file()?, content).context("write to", &scratch.file.path)?;
         scratch.rename(checksum, name, content.len() as u64, mode)
     })
 }
@@ -82,13 +82,9 @@ impl Scratch {
         })
     }
 
-    fn path(&self) -> &Path {
-        &self.file.path
-    }
-
     /// Copies a source into it.
     pub(crate) fn fill(&self, source: &Source<'_>) -> Result<Content> {
-        source.copy_into(self.file.file()?, self.path())
+        source.copy_into(self.file.file()?, &self.file.path)
     }
 
     /// Puts it in place as the file of a checksum.

@@ -62,9 +62,9 @@ pub fn cleanup(registry: &Arc<Registry>, reply: Reply<Report>) {
 pub(super) fn sweeping(registry: &Arc<Registry>) -> impl FnMut() -> Option<Report> + Send + use<> {
     let registry = registry.clone();
     let now = Now::read();
-    let mut sweep = Sweep::default();
+    let mut cursor = Some(ExpiryCursor::start());
     move || {
-        let part = sweep.batch(&registry.manifest, now, remover(&registry));
+        let part = sweep_a_batch(&registry.manifest, now, &mut cursor, remover(&registry));
         if part.is_none() {
             forget_removed(&registry);
         }
@@ -176,38 +176,23 @@ impl Drop for Reset {
     }
 }
 
-/// A walk over what has expired.
-pub struct Sweep {
-    cursor: Option<ExpiryCursor>,
-}
-
-impl Default for Sweep {
-    fn default() -> Self {
-        Self {
-            cursor: Some(ExpiryCursor::start()),
+/// Removes the next ones that have expired `now`, from `cursor` on; `None` if there are no more.
+pub fn sweep_a_batch<F: File>(
+    manifest: &Manifest<F>,
+    now: Now,
+    cursor: &mut Option<ExpiryCursor>,
+    remove: impl Fn(&F) -> Result<()>,
+) -> Option<Removed<F>> {
+    panics::point("sweep");
+    cursor.as_ref()?;
+    let mut part = Removed::default();
+    for removal in manifest.claim_expired(now, cursor, BATCH) {
+        match remove_one(removal, &remove) {
+            Ok(attachment) => part.cleaned.push(attachment),
+            Err(failed) => part.failed.push(failed),
         }
     }
-}
-
-impl Sweep {
-    /// Removes the next ones that have expired `now`; `None` if there are no more.
-    pub fn batch<F: File>(
-        &mut self,
-        manifest: &Manifest<F>,
-        now: Now,
-        remove: impl Fn(&F) -> Result<()>,
-    ) -> Option<Removed<F>> {
-        panics::point("sweep");
-        self.cursor.as_ref()?;
-        let mut part = Removed::default();
-        for removal in manifest.claim_expired(now, &mut self.cursor, BATCH) {
-            match remove_one(removal, &remove) {
-                Ok(attachment) => part.cleaned.push(attachment),
-                Err(failed) => part.failed.push(failed),
-            }
-        }
-        Some(part)
-    }
+    Some(part)
 }
 
 /// A walk over every attachment that is there when it begins.
