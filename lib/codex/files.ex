@@ -137,7 +137,7 @@ defmodule Codex.Files do
   """
   @spec stage(Path.t(), keyword()) :: {:ok, Attachment.t()} | {:error, term()}
   def stage(path, opts \\ []) do
-    with :ok <- check_options(opts),
+    with {:ok, opts} <- Options.check(:opts, opts),
          {:ok, bytes} <- path_bytes(path) do
       with_registry(
         &NativeRegistry.stage_file(&1, bytes, opts),
@@ -169,7 +169,8 @@ defmodule Codex.Files do
   """
   @spec list_staged_result() :: {:ok, [Attachment.t()]} | {:error, term()}
   def list_staged_result do
-    with_registry(&listed(NativeRegistry.list(&1)), fn -> listed(Registry.list()) end)
+    listed = with_registry(&NativeRegistry.list/1, &Registry.list/0)
+    with attachments when is_list(attachments) <- listed, do: {:ok, attachments}
   end
 
   @doc """
@@ -279,13 +280,6 @@ defmodule Codex.Files do
   """
   @spec format_error(term()) :: String.t()
   defdelegate format_error(reason), to: Codex.Files.ErrorMessage, as: :format
-
-  defp listed(attachments) when is_list(attachments), do: {:ok, attachments}
-  defp listed({:error, _reason} = error), do: error
-
-  defp check_options(opts) do
-    if Keyword.keyword?(opts), do: :ok, else: {:error, {:invalid_option, :opts, opts}}
-  end
 
   # The native library checks a binary itself.
   defp path_bytes(path) when is_binary(path), do: {:ok, path}

@@ -27,7 +27,7 @@ defmodule Codex.Files.Attachment do
   """
 
   @enforce_keys [:id, :name, :path, :checksum, :size, :persist, :inserted_at, :ttl_ms]
-  defstruct [:id, :name, :path, :checksum, :size, :persist, :inserted_at, :ttl_ms]
+  defstruct @enforce_keys
 
   @typedoc "A staged file. See the module documentation for the fields."
   @type t :: %__MODULE__{

@@ -27,7 +27,7 @@ defmodule Codex.Files.Cargo do
     end
   end
 
-  # What was built of these sources is there, although cargo is not any more.
+  # The library that was built of these sources may be there, although cargo is not any more.
   defp built_earlier(sources, target_dir, unfit) do
     with {:ok, record} <- File.read(record(target_dir)),
          [^sources, library] <- String.split(record, "\n", parts: 2),
@@ -39,10 +39,11 @@ defmodule Codex.Files.Cargo do
     end
   end
 
-  # Says of what cargo has built the library, and where that is.
+  # This file says of what sources cargo has built the library, and where that is.
   defp record(target_dir), do: Path.join(target_dir, "#{@package}.built")
 
-  # By content, since copying a folder into an image or checking it out again changes the times.
+  # Sources are compared by content: copying a folder into an image, or checking it out again, changes
+  # their times.
   defp digest_sources(env) do
     sources =
       for path <- ["Cargo.toml", "Cargo.lock" | Path.wildcard("native/**")],

@@ -119,8 +119,8 @@ defmodule Codex.Files.FileModule do
     remove_checksum_dir(destination, checksum)
   end
 
-  # A file module cannot remove a directory only if it is empty. On any other store than this
-  # machine's file system there is none of that name.
+  # No function of a file module removes a directory only if it is empty, so this is done here. If the
+  # module keeps its files elsewhere, there is no such directory.
   defp remove_checksum_dir(path, checksum) do
     dir = Path.dirname(path)
     _ = if Path.basename(dir) == checksum, do: File.rmdir(dir)

@@ -133,7 +133,7 @@ defmodule Codex.Files.FileModuleRegistry do
 
   def handle_info(:cleanup_tick, state) do
     schedule_cleanup(state.interval_ms)
-    # While something else is being removed the next time will do.
+    # If something is being removed already, the next tick will do.
     {:noreply, if(state.remover, do: state, else: work(state, {:cleanup, []}))}
   end
 
@@ -144,7 +144,7 @@ defmodule Codex.Files.FileModuleRegistry do
   def terminate(_reason, %{cleared?: false}), do: :ok
 
   def terminate(_reason, state) do
-    # The end of a process that it is linked to does not interrupt it any more.
+    # From now on the end of a linked process does not interrupt this one.
     Process.flag(:trap_exit, true)
     state = work(%{state | stopping?: true, waiting: []}, {:reset, []})
     # The removal waits for those that are at work on what is listed.
@@ -176,7 +176,7 @@ defmodule Codex.Files.FileModuleRegistry do
 
   ## What is to be done
 
-  # Nothing else before the clearing is over, and one removal at a time.
+  # Nothing else begins before the clearing is over, and there is one removal at a time.
   defp work(state, item) do
     cond do
       not state.cleared? or (elem(item, 0) != :stage and state.remover != nil) ->
@@ -201,7 +201,7 @@ defmodule Codex.Files.FileModuleRegistry do
     put_in(%{state | remover: pid}.workers[pid], %{opts: nil, callers: callers})
   end
 
-  # What works on a checksum while it is free, or waits for it.
+  # Begins with what is to be done for a checksum, or has it wait until that is free.
   defp enter(item, key, state) do
     case state.busy do
       %{^key => {pid, waiting}} -> put_in(state.busy[key], {pid, :queue.in(item, waiting)})
@@ -258,7 +258,8 @@ defmodule Codex.Files.FileModuleRegistry do
     state
   end
 
-  # Who waits for a copy is answered as for a known checksum. Who waits for a look needs a later one.
+  # Callers that wait for a copy are answered as for a known checksum. Those that wait while a known file
+  # is looked at need a later look.
   defp told({how, look}, pid, state) when how in [:known, :copied] do
     %{opts: %{checksum: key} = opts, callers: [from]} = state.workers[pid]
     {waiting, state} = if how == :copied, do: take_stagings(key, state), else: {[], state}

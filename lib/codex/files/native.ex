@@ -3,8 +3,8 @@ defmodule Codex.Files.Native do
   # The functions of the native library. Those that return `:wait` answer later, with the message
   # `{reference, result}`. Any of them may return `{:error, {:native_panic, message}}`.
 
-  # Loaded when it is first called, not while the project is being compiled: the library is not
-  # there yet.
+  # The module is loaded when it is first called, not while the project is being compiled: the library
+  # is not there yet.
   @compile {:autoload, false}
   @on_load :load
 
@@ -70,7 +70,7 @@ defmodule Codex.Files.Native do
     end
   end
 
-  # The code that is running stays in place.
+  # The load fails, and the code that is running stays in place.
   defp restart_needed(true) do
     IO.puts(:stderr, """
     codex_files: its native library is in use and cannot be replaced in a running system; \

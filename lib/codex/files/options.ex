@@ -22,6 +22,10 @@ defmodule Codex.Files.Options do
 
   def stage_opts(opts), do: {:error, {:invalid_option, :opts, opts}}
 
+  def check(:opts, value) do
+    if Keyword.keyword?(value), do: {:ok, value}, else: {:error, {:invalid_option, :opts, value}}
+  end
+
   def check(:checksum, value) when is_binary(value), do: {:ok, value}
   def check(:persist, value) when is_boolean(value), do: {:ok, value}
   def check(:ttl_ms, :infinity), do: {:ok, :infinity}

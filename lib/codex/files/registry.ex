@@ -61,6 +61,7 @@ defmodule Codex.Files.Registry do
     ManifestTable,
     Native,
     NativeRegistry,
+    Options,
     Telemetry
   }
 
@@ -108,7 +109,7 @@ defmodule Codex.Files.Registry do
   @spec start_link() :: GenServer.on_start()
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts \\ []) do
-    with :ok <- check_opts(opts),
+    with {:ok, opts} <- Options.check(:opts, opts),
          {:ok, name} <- check_name(Keyword.get(opts, :name, __MODULE__)) do
       # What `File` would do is done natively. Any other module does its work itself.
       registry =
@@ -116,10 +117,6 @@ defmodule Codex.Files.Registry do
 
       GenServer.start_link(registry, opts, name: name)
     end
-  end
-
-  defp check_opts(opts) do
-    if Keyword.keyword?(opts), do: :ok, else: {:error, {:invalid_option, :opts, opts}}
   end
 
   defp check_name(name) when is_atom(name), do: {:ok, name}
@@ -287,7 +284,8 @@ defmodule Codex.Files.Registry do
   # `Codex.Files` asks when it does not find the handle in the table: that may have another name.
   def handle_call(:handle, _from, %{handle: handle} = state), do: {:reply, {:ok, handle}, state}
 
-  # A large answer must not pass through this process. The worker dies with it instead.
+  # A large answer must not pass through this process. The worker is linked to it instead: when it is
+  # killed, no late answer reaches the caller.
   def handle_call(:list, from, %{handle: handle} = state) do
     registry = self()
 
@@ -334,16 +332,13 @@ defmodule Codex.Files.Registry do
   def handle_info(_message, state), do: {:noreply, state}
 
   @impl true
-  def terminate(reason, state) do
-    _ = if orderly?(reason), do: NativeRegistry.stop(state.handle)
-    :ok
-  end
+  def terminate({:shutdown, _detail}, state), do: terminate(:shutdown, state)
+
+  def terminate(reason, state) when reason in [:normal, :shutdown],
+    do: NativeRegistry.stop(state.handle)
 
   # Anything else leaves the manifest to the successor.
-  defp orderly?(:normal), do: true
-  defp orderly?(:shutdown), do: true
-  defp orderly?({:shutdown, _detail}), do: true
-  defp orderly?(_reason), do: false
+  def terminate(_reason, _state), do: :ok
 
   ## Workers
 

@@ -111,8 +111,8 @@ defmodule Codex.Files.Startup do
     end
   end
 
-  # It ends itself, or waits for the master of an application. Since OTP 29 it does not wait any more:
-  # then the master, which is linked to it, is seen to be at it.
+  # The application controller ends itself, or waits for the master of an application. Since OTP 29 it
+  # does not wait any more: then the master, which is linked to it, is seen to end the application.
   defp stops_applications?(controller) do
     in_any?(controller, [{:application_controller, :terminate}, {:application_master, :call}]) or
       Enum.any?(links(controller), &in_any?(&1, [{:application_master, :terminate}]))

@@ -66,7 +66,7 @@ defmodule Codex.Files.Trial do
   defp start(path, ebin) do
     arguments = ["-boot", "no_dot_erlang", "-noinput", "-pa", ebin, "-eval", @code]
 
-    # What the user wants of every VM, such as a node name, is not for this one.
+    # The user's flags for every VM, such as a node name, must not reach this one.
     unset = for name <- [~c"ERL_FLAGS", ~c"ERL_AFLAGS", ~c"ERL_ZFLAGS"], do: {name, false}
 
     Port.open({:spawn_executable, Path.join([:code.root_dir(), "bin", "erl"])}, [
@@ -75,7 +75,7 @@ defmodule Codex.Files.Trial do
       :hide,
       :stderr_to_stdout,
       args: arguments ++ ["-extra", Path.rootname(path)],
-      # If the system keeps an image of what it kills, then not in the source folder.
+      # A core dump, if the system writes one, must not land in the source folder.
       cd: Path.dirname(path),
       env: [{~c"ERL_CRASH_DUMP_BYTES", ~c"0"} | unset]
     ])

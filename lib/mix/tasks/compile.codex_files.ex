@@ -95,8 +95,9 @@ defmodule Mix.Tasks.Compile.CodexFiles do
   defp ebin, do: Path.join(Mix.Project.app_path(), "ebin")
   defp priv, do: Path.join(Mix.Project.app_path(), "priv")
   defp installed, do: Path.join([priv(), "native", @library])
-  # Has the path of the prebuilt library that the installed one is a copy of. When that cannot be
-  # loaded, Codex.Files.Native says whose fault it is.
+
+  # This file has the path of the prebuilt library that the installed one is a copy of. When the copy
+  # cannot be loaded, Codex.Files.Native names that path.
   defp note, do: Path.rootname(installed()) <> ".prebuilt"
 
   defp library do
@@ -160,7 +161,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
       :ok
     else
       {:error, reason, _path} -> {:error, reason}
-      # Not a link.
+      # It is not a link.
       {:error, reason} when reason in [:einval, :enoent] -> :ok
       error -> error
     end
@@ -174,7 +175,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
     end
   end
 
-  # By rename, because writing to a library that a VM has loaded crashes that VM.
+  # The library is replaced by rename, because writing to one that a VM has loaded crashes that VM.
   defp replace_by(origin, library) do
     temporary = Path.join(Mix.Project.app_path(), ".#{System.pid()}.#{@library}")
 
@@ -201,7 +202,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
   end
 
   defp copy(library, temporary) do
-    # Anything but a file may be read for ever.
+    # Reading a device or a pipe may never end.
     with {:ok, %{type: type}} when type in [:regular, :directory] <- File.stat(library),
          {:ok, _size} <- File.copy(library, temporary) do
       File.chmod(temporary, 0o755)
@@ -220,7 +221,7 @@ defmodule Mix.Tasks.Compile.CodexFiles do
     end
   end
 
-  # Whoever has built it may have built it for another machine, or sent us a part.
+  # A prebuilt library may be for another machine, or not whole.
   defp try_out(:built, _library, _copy), do: :ok
 
   defp try_out(:prebuilt, library, copy) do

@@ -144,8 +144,8 @@ defmodule Mix.Tasks.Compile.CodexFilesSdk do
 
   defp disown(resource), do: Keyword.update(resource, :modules, [], &(&1 -- @modules))
 
-  # After the beams: Mix writes the resource anew when it is older than its folder. By rename, because
-  # another Mix may be reading it.
+  # It is written after the beams have gone: Mix writes the resource anew when it is older than its folder.
+  # It is renamed into place, because another Mix may be reading it.
   defp write_resource(resource, resource), do: :ok
 
   defp write_resource(_resource, disowned) do
