@@ -121,13 +121,9 @@ defmodule Codex.Files.Startup do
   defp ends_child?(supervisor),
     do: in_any?(supervisor, [{:supervisor, :shutdown}, {:gen_server, :try_terminate}])
 
-  defp supervisors,
-    do:
-      for(
-        name <- [Codex.Supervisor, Codex.Files.Supervisor],
-        pid = Process.whereis(name),
-        do: pid
-      )
+  defp supervisors do
+    for name <- [Codex.Supervisor, Codex.Files.Supervisor], pid = Process.whereis(name), do: pid
+  end
 
   defp links(pid) do
     case Process.info(pid, :links) do
@@ -161,7 +157,9 @@ defmodule Codex.Files.Startup do
         start_child()
 
       true ->
-        with {:ok, _started} <- Application.ensure_all_started(:codex_files), do: start_child()
+        with {:ok, _started} <- Application.ensure_all_started(:codex_files),
+             :ok <- Codex.Files.Application.start_supervisor(),
+             do: start_child()
     end
   end
 
@@ -173,12 +171,11 @@ defmodule Codex.Files.Startup do
 
   defp start_child do
     case Supervisor.start_child(Codex.Files.Supervisor, {Registry, []}) do
-      {:ok, pid} -> {:ok, pid}
       {:error, {:already_started, _pid}} -> ensure_child(Codex.Files.Supervisor, @attempts)
       {:error, :already_present} -> ensure_child(Codex.Files.Supervisor, @attempts)
       # The supervisor adds the child to the reason.
       {:error, {reason, child}} when elem(child, 0) == :child -> {:error, reason}
-      {:error, reason} -> {:error, reason}
+      result -> result
     end
   catch
     :exit, _reason -> {:error, :not_started}
@@ -215,9 +212,6 @@ defmodule Codex.Files.Startup do
 
   defp restart_child(supervisor, attempts) do
     case Supervisor.restart_child(supervisor, Registry) do
-      {:ok, pid} ->
-        {:ok, pid}
-
       {:ok, pid, _info} ->
         {:ok, pid}
 
@@ -227,8 +221,8 @@ defmodule Codex.Files.Startup do
       {:error, :not_found} ->
         {:error, :not_started}
 
-      {:error, reason} ->
-        {:error, reason}
+      result ->
+        result
     end
   end
 end

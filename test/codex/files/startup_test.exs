@@ -67,6 +67,37 @@ defmodule Codex.Files.StartupTest do
     end
   end
 
+  describe "a registry that cannot be started again" do
+    test "takes down neither the application nor the VM, and comes back with its files",
+         context do
+      vm = start_vm(context)
+      source = write(context.folder, "source", "some notes")
+      ChildVM.eval(vm, quote(do: Application.ensure_all_started(:codex_files, :permanent)))
+      {:ok, attachment} = ChildVM.eval(vm, quote(do: Codex.Files.stage(unquote(source))))
+      key = :attachment_cleanup_interval_ms
+
+      malformed? = fn ->
+        result = ChildVM.eval(vm, quote(do: Codex.Files.list_staged_result()))
+        result == {:error, {:invalid_config, key, "60000"}}
+      end
+
+      ChildVM.eval(
+        vm,
+        quote do
+          Application.put_env(:codex_sdk, unquote(key), "60000")
+          Process.exit(Process.whereis(unquote(Registry)), :kill)
+        end
+      )
+
+      # Its supervisor has given up by then.
+      eventually(fn -> malformed?.() and malformed?.() end)
+      ChildVM.eval(vm, quote(do: Application.delete_env(:codex_sdk, unquote(key))))
+
+      assert ChildVM.eval(vm, quote(do: Codex.Files.list_staged_result())) == {:ok, [attachment]}
+      assert_intact([attachment])
+    end
+  end
+
   describe "while applications stop" do
     setup context do
       %{vm: start_vm(context), calls: Path.join(context.folder, "calls")}
