@@ -125,10 +125,11 @@ defmodule Codex.Files.HostProject do
     File.cp_r!(Path.join(@root, "lib/mix"), Path.join(folder, "lib/mix"))
     File.mkdir_p!(Path.join(folder, "lib/codex/files"))
 
-    File.cp!(
-      Path.join(@root, "lib/codex/files/trial.ex"),
-      Path.join(folder, "lib/codex/files/trial.ex")
-    )
+    # What the compilers use.
+    for file <- ["cargo.ex", "trial.ex"] do
+      path = Path.join("lib/codex/files", file)
+      File.cp!(Path.join(@root, path), Path.join(folder, path))
+    end
 
     write(folder, %{
       "lib/codex/files.ex" => """
