@@ -4,7 +4,7 @@ defmodule Soak.Phases.Crashes do
   # left; a neighbour lives on.
 
   alias Codex.Files.ChildVM
-  alias Soak.{Account, Outcome, Problems, Published, Sources, Station}
+  alias Soak.{Account, Outcome, Problems, Published, Sources, Station, Wait}
 
   @longest_life_ms 800
   @neighbours_files 20
@@ -101,19 +101,20 @@ defmodule Soak.Phases.Crashes do
     ChildVM.kill(vm)
   end
 
-  # A cleanup comes after what the start removes.
+  # The start has what dead VMs left removed in the background.
   defp purged(vm, state, dead) do
-    result = ChildVM.eval(vm, quote(do: Codex.Files.force_cleanup()))
+    # It starts the registry.
+    [] = ChildVM.eval(vm, quote(do: Codex.Files.list_staged()))
 
-    if result != :ok,
-      do: Problems.add(state.problems, :error, "force_cleanup: #{inspect(result)}")
-
-    left =
+    left = fn ->
       Enum.filter(dead, &File.exists?/1) ++
         Path.wildcard(Path.join(state.elsewhere, "*"), match_dot: true)
+    end
 
-    if left != [],
-      do: Problems.add(state.problems, :leftover, "of a dead VM: #{inspect(Enum.take(left, 5))}")
+    if !Wait.until(fn -> left.() == [] end) do
+      names = inspect(Enum.take(left.(), 5))
+      Problems.add(state.problems, :leftover, "of a dead VM: #{names}")
+    end
   end
 
   defp neighbour_intact(state) do
