@@ -183,7 +183,7 @@ defmodule Bench.Scale do
 
     source = Path.join(dirs.work, "a real one")
     File.write!(source, :binary.copy("x", Sources.size()))
-    opts = [{dirs.ours, false}, source, :error, false, 86_400_000, :new, make_ref()]
+    opts = [{dirs.ours, false}, source, :error, {false, 86_400_000, nil}, :new, make_ref()]
     {:ok, _attachment, false} = apply(EntriesNif, :stage_file, [handle | opts])
     :ok = EntriesNif.enter(handle, entries - 1)
     %{total_count: ^entries} = metrics(handle)

@@ -17,12 +17,12 @@ use codex_files::disk::staging_dir::StagingDir;
 use codex_files::error::Error;
 use codex_files::name::check_name;
 use codex_files::registry::admission::Answer;
-use codex_files::registry::keeper::{self, Observer, Options};
-use codex_files::registry::remove::{self, Report};
+use codex_files::registry::keeper::{self, Options};
+use codex_files::registry::remove;
 use codex_files::registry::reply::Reply;
 use codex_files::registry::stage_at::{self, StageAt};
 use codex_files::registry::stage_file::{self, Miss, StageFile};
-use codex_files::registry::{Attachment, Outcome, Registry, Waiter};
+use codex_files::registry::{Attachment, Observer, Outcome, Registry, Report, Request, Waiter};
 use codex_files::retention::{Retention, Ttl};
 use libfuzzer_sys::fuzz_target;
 use sha2::{Digest, Sha256};
@@ -276,9 +276,12 @@ impl World {
     fn file_request(&self, source: u8, name: &[u8], keep: Keep) -> StageFile {
         StageFile {
             source: self.source(source),
-            name: name.into(),
-            retention: retention(keep),
-            staging_dir: self.staging_dir.clone(),
+            to: Request {
+                name: name.into(),
+                keep: retention(keep).into(),
+                owner: None,
+                staging_dir: self.staging_dir.clone(),
+            },
         }
     }
 
@@ -308,7 +311,7 @@ impl World {
         let request = StageAt {
             checksum: key.as_slice().into(),
             name: b"name".as_slice().into(),
-            retention: retention(keep),
+            keep: retention(keep).into(),
             size: content.len() as u64,
             source: self.source(source),
             destination: self.root.join(destination),
@@ -342,8 +345,8 @@ impl World {
         assert_eq!(&*attachment.file.checksum, key.as_slice());
         let (retention, content) = match self.known.remove(&key) {
             // What is there stays as it was first staged; what is not is copied anew.
-            Some(known) if known.lost => (known.retention.merge(retention), content),
-            Some(known) => (known.retention.merge(retention), known.content),
+            Some(known) if known.lost => (known.retention.merge(retention.into()), content),
+            Some(known) => (known.retention.merge(retention.into()), known.content),
             None => (retention, content),
         };
         assert_eq!(attachment.retention, retention);

@@ -138,13 +138,97 @@ defmodule Codex.Files do
   @spec stage(Path.t(), keyword()) :: {:ok, Attachment.t()} | {:error, term()}
   def stage(path, opts \\ []) do
     with {:ok, opts} <- Options.check(:opts, opts),
+         :ok <- check_owner(opts),
          {:ok, bytes} <- path_bytes(path) do
       with_registry(
         &NativeRegistry.stage_file(&1, bytes, opts),
-        fn -> FileModuleRegistry.stage_file(bytes, opts) end
+        fn ->
+          if Keyword.has_key?(opts, :owner),
+            do: not_supported(),
+            else: FileModuleRegistry.stage_file(bytes, opts)
+        end
       )
     end
   end
+
+  # The native library watches it from then on.
+  defp check_owner(opts) do
+    with {:ok, owner} <- Keyword.fetch(opts, :owner),
+         {:ok, pid} <- Options.check(:owner, owner) do
+      if Process.alive?(pid), do: :ok, else: {:error, {:invalid_option, :owner, pid}}
+    else
+      :error -> :ok
+      error -> error
+    end
+  end
+
+  @doc """
+  Gives up an ownership early: what nothing else keeps is removed.
+
+  The owner is the calling process, or `:owner`. It is `:ok` also if it did not own the attachment.
+  """
+  @spec release(Attachment.t() | String.t(), keyword()) :: :ok | {:error, term()}
+  def release(attachment_or_id, opts \\ []) do
+    with {:ok, opts} <- Options.check(:opts, opts),
+         {:ok, id} <- id(attachment_or_id),
+         {:ok, owner} <- Options.check(:owner, Keyword.get(opts, :owner, self())),
+         do: with_registry(&NativeRegistry.release(&1, id, owner), &not_supported/0)
+  end
+
+  @doc """
+  Stages a file, runs `fun` with the attachment, and releases that however `fun` ends.
+
+  Returns `{:ok, result}` with what `fun` returns.
+  """
+  @spec temporary(Path.t(), keyword(), (Attachment.t() -> result)) ::
+          {:ok, result} | {:error, term()}
+        when result: term()
+  def temporary(path, opts \\ [], fun) do
+    with {:ok, opts} <- Options.check(:opts, opts),
+         {:ok, fun} <- Options.check(:fun, fun),
+         :ok <- check_no_owner(opts),
+         {:ok, bytes} <- path_bytes(path),
+         {:ok, owner, attachment} <-
+           with_registry(&NativeRegistry.stage_temporary(&1, bytes, opts), &not_supported/0) do
+      try do
+        {:ok, fun.(attachment)}
+      after
+        Native.end_owner(owner)
+      end
+    end
+  end
+
+  defp check_no_owner(opts) do
+    case Keyword.fetch(opts, :owner) do
+      {:ok, owner} -> {:error, {:invalid_option, :owner, owner}}
+      :error -> :ok
+    end
+  end
+
+  @doc """
+  Looks a staged attachment up by its id.
+  """
+  @spec fetch(String.t(), keyword()) :: {:ok, Attachment.t()} | {:error, term()}
+  def fetch(id, opts \\ []) do
+    with {:ok, _opts} <- Options.check(:opts, opts),
+         {:ok, id} <- Options.check(:id, id),
+         do: with_registry(&NativeRegistry.fetch(&1, id), &not_supported/0)
+  end
+
+  @doc """
+  Removes an attachment now, whoever keeps it.
+  """
+  @spec unstage(Attachment.t() | String.t(), keyword()) :: :ok | {:error, term()}
+  def unstage(attachment_or_id, opts \\ []) do
+    with {:ok, _opts} <- Options.check(:opts, opts),
+         {:ok, id} <- id(attachment_or_id),
+         do: with_registry(&NativeRegistry.unstage(&1, id), &not_supported/0)
+  end
+
+  defp id(%Attachment{id: id}), do: Options.check(:id, id)
+  defp id(id), do: Options.check(:id, id)
+
+  defp not_supported, do: {:error, :not_supported}
 
   @doc """
   Lists the staged attachments, in no particular order; `[]` if the registry cannot be had.

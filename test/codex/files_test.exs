@@ -401,7 +401,8 @@ defmodule Codex.FilesTest do
                persistent_bytes: 0,
                expirable_count: 0,
                expirable_bytes: 0,
-               next_expiry_at: nil
+               next_expiry_at: nil,
+               owned_count: 0
              }
     end
 
@@ -424,7 +425,8 @@ defmodule Codex.FilesTest do
                persistent_bytes: 1,
                expirable_count: 3,
                expirable_bytes: 9,
-               next_expiry_at: DateTime.add(sooner.inserted_at, 30_000, :millisecond)
+               next_expiry_at: DateTime.add(sooner.inserted_at, 30_000, :millisecond),
+               owned_count: 0
              }
 
       stage.("dddd", persist: true)
@@ -549,15 +551,23 @@ defmodule Codex.FilesTest do
       assert Enum.sort(Codex.Files.__info__(:functions)) == [
                attach: 2,
                cleanup!: 0,
+               fetch: 1,
+               fetch: 2,
                force_cleanup: 0,
                format_error: 1,
                list_staged: 0,
                list_staged_result: 0,
                metrics: 0,
+               release: 1,
+               release: 2,
                reset!: 0,
                stage: 1,
                stage: 2,
-               staging_dir: 0
+               staging_dir: 0,
+               temporary: 2,
+               temporary: 3,
+               unstage: 1,
+               unstage: 2
              ]
     end
   end

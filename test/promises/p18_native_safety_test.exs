@@ -195,12 +195,26 @@ defmodule Codex.Files.P18NativeSafetyTest do
         stop: [handle, make_ref()],
         purge: [handle, dir],
         refresh_at: [handle, opts],
-        refresh_file: [handle, source, {:ok, "name"}, false, 60_000],
+        refresh_file: [handle, source, {:ok, "name"}, {false, 60_000, self()}],
         stage_at: [handle, dir, opts, make_ref()],
-        stage_file: [handle, dir, source, {:ok, "name"}, false, 60_000, :unseen, make_ref()],
+        stage_file: [
+          handle,
+          dir,
+          source,
+          {:ok, "name"},
+          {false, 60_000, self()},
+          :unseen,
+          make_ref()
+        ],
         list: [handle],
         metrics: [handle],
         try_metrics: [handle],
+        fetch: [handle, "id"],
+        try_fetch: [handle, "id"],
+        release: [handle, "id", self()],
+        temporary_owner: [handle],
+        end_owner: [Native.temporary_owner(handle)],
+        unstage: [handle, "id", make_ref()],
         force_cleanup: [handle, make_ref()],
         reset: [handle, staging_dir, make_ref()]
       ]

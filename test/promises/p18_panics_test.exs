@@ -129,12 +129,18 @@ defmodule Codex.Files.P18PanicsTest do
             open: ["a third", 60_000, true],
             purge: [handle, dir],
             refresh_at: [handle, opts],
-            refresh_file: [handle, small, :error, false, 0],
+            refresh_file: [handle, small, :error, {false, 0, nil}],
             stage_at: [handle, dir, opts, make_ref()],
-            stage_file: [handle, dir, small, :error, false, 0, :unseen, make_ref()],
+            stage_file: [handle, dir, small, :error, {false, 0, nil}, :unseen, make_ref()],
             list: [handle],
             metrics: [handle],
             try_metrics: [handle],
+            fetch: [handle, "id"],
+            try_fetch: [handle, "id"],
+            release: [handle, "id", self()],
+            temporary_owner: [handle],
+            end_owner: [Native.temporary_owner(handle)],
+            unstage: [handle, "id", make_ref()],
             force_cleanup: [handle, make_ref()],
             reset: [handle, unquote(context.folder), make_ref()],
             stop: [handle, make_ref()]
@@ -174,6 +180,10 @@ defmodule Codex.Files.P18PanicsTest do
           {"stage_at", quote(do: Codex.Files.Registry.stage(unquote(opts)))},
           {"list", quote(do: Codex.Files.list_staged_result())},
           {"try_metrics", quote(do: Codex.Files.metrics())},
+          {"try_fetch", quote(do: Codex.Files.fetch("id"))},
+          {"release", quote(do: Codex.Files.release("id"))},
+          {"temporary_owner", quote(do: Codex.Files.temporary(unquote(small), & &1))},
+          {"unstage", quote(do: Codex.Files.unstage("id"))},
           {"force_cleanup", quote(do: Codex.Files.force_cleanup())},
           {"reset", quote(do: Codex.Files.reset!())}
         ] do
@@ -309,6 +319,12 @@ defmodule Codex.Files.P18PanicsTest do
     cleanup = stage_and.(quote(do: Codex.Files.force_cleanup()))
     reset = stage_and.(quote(do: Codex.Files.reset!()))
 
+    release =
+      quote do
+        {:ok, attachment} = Codex.Files.stage(unquote(small), owner: self())
+        Codex.Files.release(attachment)
+      end
+
     for {access, call} <- [
           {"lookup", quote(do: Codex.Files.Registry.stage(unquote(known)))},
           {"admit", quote(do: Codex.Files.stage(unquote(small)))},
@@ -318,6 +334,9 @@ defmodule Codex.Files.P18PanicsTest do
           {"commit", quote(do: Codex.Files.stage(unquote(large)))},
           {"list", quote(do: Codex.Files.list_staged_result())},
           {"try_metrics", quote(do: Codex.Files.metrics())},
+          {"get", quote(do: Codex.Files.fetch("id"))},
+          {"entry", quote(do: Codex.Files.unstage("id"))},
+          {"release", release},
           {"claim_expired", cleanup},
           {"claimed", cleanup},
           {"end", cleanup},

@@ -92,12 +92,12 @@ defmodule Codex.Files.RandomTerms do
     name = fn -> Enum.random([:error, {:ok, "name"}]) end
     miss = fn -> Enum.random([:new, :unseen]) end
 
-    case :rand.uniform(16) do
+    case :rand.uniform(22) do
       1 -> {:open, [Enum.random(["one", "two"]), 60_000, true]}
       2 -> {:stop, [stoppable(), make_ref()]}
       3 -> {:purge, [handle, dir]}
       n when n in 4..5 -> {:refresh_at, [handle, opts.()]}
-      n when n in 6..7 -> {:refresh_file, [handle, source, name.(), false, 60_000]}
+      n when n in 6..7 -> {:refresh_file, [handle, source, name.(), keep(handle)]}
       n when n in 8..9 -> {:stage_at, [handle, dir, opts.(), make_ref()]}
       n when n in 10..11 -> {:stage_file, stage_file(handle, dir, source, name.(), miss.())}
       12 -> {:list, [handle]}
@@ -105,11 +105,29 @@ defmodule Codex.Files.RandomTerms do
       14 -> {:try_metrics, [handle]}
       15 -> {:force_cleanup, [handle, make_ref()]}
       16 -> {:reset, [handle, folder, make_ref()]}
+      17 -> {:try_fetch, [handle, id(handle)]}
+      18 -> {:fetch, [handle, id(handle)]}
+      19 -> {:unstage, [handle, id(handle), make_ref()]}
+      20 -> {:release, [handle, id(handle), self()]}
+      21 -> {:temporary_owner, [handle]}
+      22 -> {:end_owner, [Native.temporary_owner(handle)]}
     end
   end
 
   defp stage_file(handle, dir, source, name, miss),
-    do: [handle, dir, source, name, false, 60_000, miss, make_ref()]
+    do: [handle, dir, source, name, keep(handle), miss, make_ref()]
+
+  defp keep(handle) do
+    owner = Enum.random([nil, self(), spawn(fn -> :ok end), Native.temporary_owner(handle)])
+    {Enum.random([true, false]), Enum.random([0, 60_000, nil, :infinity]), owner}
+  end
+
+  defp id(handle) do
+    case Native.list(handle) do
+      [] -> "a"
+      attachments -> Enum.random(attachments).id
+    end
+  end
 
   defp stoppable do
     {:ok, handle} = Native.open("stoppable", 60_000, true)

@@ -39,17 +39,25 @@ defmodule Codex.Files.Config do
     end
   end
 
-  @doc "The TTL of a staging with these options. The configured one is looked at if it counts."
-  @spec ttl_ms(keyword()) :: {:ok, term()} | invalid()
+  @doc """
+  The TTL of a staging with these options, `nil` if that is left to its owner. The configured one is
+  looked at if it counts.
+  """
+  @spec ttl_ms(keyword()) :: {:ok, term()} | {:error, {:invalid_ttl, nil}} | invalid()
   def ttl_ms(opts) do
     case Keyword.fetch(opts, :ttl_ms) do
+      {:ok, nil} ->
+        {:error, {:invalid_ttl, nil}}
+
       {:ok, ttl_ms} ->
         {:ok, ttl_ms}
 
       :error ->
-        if Keyword.get(opts, :persist) == true,
-          do: {:ok, :infinity},
-          else: checked(:attachment_ttl_ms, @ttl_ms, &(&1 == :infinity or &1 in 0..@max_u64))
+        cond do
+          Keyword.get(opts, :persist) == true -> {:ok, :infinity}
+          Keyword.has_key?(opts, :owner) -> {:ok, nil}
+          true -> checked(:attachment_ttl_ms, @ttl_ms, &(&1 == :infinity or &1 in 0..@max_u64))
+        end
     end
   end
 

@@ -70,6 +70,11 @@ defmodule Codex.Files.ErrorMessage do
   defp say({:unknown_request, request}),
     do: "expected a request that the registry knows, got: #{inspect(request)}"
 
+  defp say(:not_staged), do: "no attachment of that id is staged, or its file has gone"
+
+  defp say(:not_supported),
+    do: "a registry with a file module stages files and nothing else, and knows no owners"
+
   defp say(:noproc), do: "the registry is not running"
 
   defp say(:stopped), do: "the registry has been stopped"
@@ -136,6 +141,9 @@ defmodule Codex.Files.ErrorMessage do
 
   defp expected(:manifest_table), do: "an atom"
   defp expected(:file_module), do: "a module"
+  defp expected(:id), do: "the id of an attachment, a string"
+  defp expected(:owner), do: "the pid of a living process of this node"
+  defp expected(:fun), do: "a function of one argument"
   defp expected(_path), do: "a path without null bytes"
 
   defp type_name(:fifo), do: "named pipe"

@@ -81,7 +81,9 @@ defmodule Codex.Files.ManifestTable do
       persistent_bytes: bytes.(persistent),
       expirable_count: length(expirable),
       expirable_bytes: bytes.(expirable),
-      next_expiry_at: next_expiry_at
+      next_expiry_at: next_expiry_at,
+      # A file module knows no owners.
+      owned_count: 0
     }
   end
 

@@ -16,6 +16,12 @@ defmodule Codex.Files.Native do
           {:ok, Attachment.t(), cached? :: boolean()} | {:error, term()} | :retry
   @typedoc "Whether the file is known to be new, or takes more than a glance."
   @type miss :: :new | :unseen
+  @typedoc "What `temporary_owner/1` gives."
+  @type temporary_owner :: reference()
+  @typedoc "Without a TTL of its own, that of a staging is `nil`."
+  @type keep ::
+          {persist :: boolean(), :infinity | non_neg_integer() | nil,
+           pid() | temporary_owner() | nil}
   @type report :: {cleaned :: [Attachment.t()], failed :: [{Attachment.t(), reason :: term()}]}
 
   @doc false
@@ -112,10 +118,9 @@ defmodule Codex.Files.Native do
           handle(),
           binary(),
           {:ok, binary()} | :error,
-          boolean(),
-          :infinity | non_neg_integer()
+          keep()
         ) :: outcome() | miss()
-  def refresh_file(_handle, _path, _name, _persist, _ttl_ms), do: not_loaded()
+  def refresh_file(_handle, _path, _name, _keep), do: not_loaded()
 
   @spec stage_at(handle(), staging_dir(), Codex.Files.Registry.stage_opts(), reference()) ::
           outcome() | :wait
@@ -126,13 +131,23 @@ defmodule Codex.Files.Native do
           staging_dir(),
           binary(),
           {:ok, binary()} | :error,
-          boolean(),
-          :infinity | non_neg_integer(),
+          keep(),
           miss(),
           reference()
         ) :: outcome() | :wait
-  def stage_file(_handle, _staging_dir, _path, _name, _persist, _ttl_ms, _miss, _reference),
-    do: not_loaded()
+  def stage_file(_handle, _staging_dir, _path, _name, _keep, _miss, _reference), do: not_loaded()
+
+  # Owning
+
+  @spec release(handle(), binary(), pid()) :: :ok | {:error, term()}
+  def release(_handle, _id, _owner), do: not_loaded()
+
+  # An owner that ends with the term.
+  @spec temporary_owner(handle()) :: temporary_owner() | {:error, term()}
+  def temporary_owner(_handle), do: not_loaded()
+
+  @spec end_owner(temporary_owner()) :: :ok | {:error, term()}
+  def end_owner(_owner), do: not_loaded()
 
   # Reading
 
@@ -146,6 +161,13 @@ defmodule Codex.Files.Native do
   @spec try_metrics(handle()) :: map() | :miss
   def try_metrics(_handle), do: not_loaded()
 
+  @spec fetch(handle(), binary()) :: {:ok, Attachment.t()} | {:error, term()}
+  def fetch(_handle, _id), do: not_loaded()
+
+  # Gives `:miss` if the file is not on this machine.
+  @spec try_fetch(handle(), binary()) :: {:ok, Attachment.t()} | {:error, term()} | :miss
+  def try_fetch(_handle, _id), do: not_loaded()
+
   # Removing
 
   @spec force_cleanup(handle(), reference()) :: :wait | {:error, term()}
@@ -153,6 +175,9 @@ defmodule Codex.Files.Native do
 
   @spec reset(handle(), binary(), reference()) :: :wait | {:error, term()}
   def reset(_handle, _dir, _reference), do: not_loaded()
+
+  @spec unstage(handle(), binary(), reference()) :: :wait | {:error, term()}
+  def unstage(_handle, _id, _reference), do: not_loaded()
 
   defp not_loaded, do: :erlang.nif_error(:native_library_not_loaded)
 end

@@ -23,17 +23,30 @@ defmodule Codex.Files.NativeRegistry do
           {:ok, Attachment.t()} | {:error, term()}
   def stage_file(handle, path, opts) do
     name = Keyword.fetch(opts, :name)
-    persist = Keyword.get(opts, :persist, false)
 
-    with {:ok, ttl_ms} <- Config.ttl_ms(opts),
-         miss when miss in [:new, :unseen] <-
-           Native.refresh_file(handle, path, name, persist, ttl_ms),
+    with {:ok, keep} <- keep(opts),
+         miss when miss in [:new, :unseen] <- Native.refresh_file(handle, path, name, keep),
          {:ok, dir} <- Config.staging_dir() do
-      attempt = &Native.stage_file(handle, dir, path, name, persist, ttl_ms, miss, &1)
+      attempt = &Native.stage_file(handle, dir, path, name, keep, miss, &1)
       finish(attempt, fn -> stage_file(handle, path, opts) end)
     else
       outcome -> Telemetry.staged(outcome)
     end
+  end
+
+  @doc "Stages a file for an owner of its own, which ends with the term that stands for it."
+  @spec stage_temporary(Native.handle(), binary(), keyword()) ::
+          {:ok, Native.temporary_owner(), Attachment.t()} | {:error, term()}
+  def stage_temporary(handle, path, opts) do
+    with owner when is_reference(owner) <- Native.temporary_owner(handle),
+         {:ok, attachment} <- stage_file(handle, path, Keyword.put(opts, :owner, owner)),
+         do: {:ok, owner, attachment}
+  end
+
+  # What the native library is to know of how long to keep it.
+  defp keep(opts) do
+    with {:ok, ttl_ms} <- Config.ttl_ms(opts),
+         do: {:ok, {Keyword.get(opts, :persist, false), ttl_ms, Keyword.get(opts, :owner)}}
   end
 
   @doc "Stages a file under a checksum and at a destination of the caller's choice."
@@ -63,20 +76,47 @@ defmodule Codex.Files.NativeRegistry do
     with :miss <- Native.try_metrics(handle), do: Native.metrics(handle)
   end
 
+  @spec fetch(Native.handle(), binary()) :: {:ok, Attachment.t()} | {:error, term()}
+  def fetch(handle, id) do
+    with :miss <- Native.try_fetch(handle, id), do: Native.fetch(handle, id)
+  end
+
+  @spec release(Native.handle(), binary(), pid()) :: :ok | {:error, term()}
+  def release(handle, id, owner), do: Native.release(handle, id, owner)
+
+  @spec unstage(Native.handle(), binary()) :: :ok | {:error, term()}
+  def unstage(handle, id) do
+    case await(&Native.unstage(handle, id, &1)) do
+      {:ok, {[], []}} ->
+        {:error, :not_staged}
+
+      {:ok, {unstaged, failed}} ->
+        Telemetry.unstaged(unstaged)
+        removal_result(failed)
+
+      error ->
+        error
+    end
+  end
+
   @spec force_cleanup(Native.handle()) :: :ok | {:error, term()}
   def force_cleanup(handle) do
     case await(&Native.force_cleanup(handle, &1)) do
       {:ok, {_cleaned, failed} = report} ->
         Telemetry.cleaned(report)
-        cleanup_result(for {attachment, reason} <- failed, do: {attachment.path, reason})
+        removal_result(failed)
 
       {:error, _reason} = error ->
         error
     end
   end
 
-  defp cleanup_result([]), do: :ok
-  defp cleanup_result(failed), do: {:error, {:cleanup_failed, failed}}
+  defp removal_result([]), do: :ok
+
+  defp removal_result(failed) do
+    failed = for {attachment, reason} <- failed, do: {attachment.path, reason}
+    {:error, {:cleanup_failed, failed}}
+  end
 
   @spec reset(Native.handle(), Path.t()) :: :ok | {:error, term()}
   def reset(handle, dir) do

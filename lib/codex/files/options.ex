@@ -31,6 +31,10 @@ defmodule Codex.Files.Options do
   def check(:ttl_ms, :infinity), do: {:ok, :infinity}
   def check(key, value) when key in [:ttl_ms, :size] and value in 0..@max_u64, do: {:ok, value}
 
+  def check(:id, value) when is_binary(value), do: {:ok, value}
+  def check(:owner, value) when is_pid(value) and node(value) == node(), do: {:ok, value}
+  def check(:fun, value) when is_function(value, 1), do: {:ok, value}
+
   def check(:name, name) when is_binary(name) do
     if byte_size(name) in 1..255 and name not in [".", ".."] and
          :binary.match(name, ["/", <<0>>]) == :nomatch,

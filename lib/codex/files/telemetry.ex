@@ -41,6 +41,14 @@ defmodule Codex.Files.Telemetry do
     :ok
   end
 
+  @doc "Emits an event for each attachment that was unstaged."
+  @spec unstaged([Attachment.t()]) :: :ok
+  def unstaged(attachments) do
+    if loaded?(),
+      do: Enum.each(attachments, &execute(:unstaged, measurements(&1), metadata(&1))),
+      else: :ok
+  end
+
   defp measurements(attachment), do: %{count: 1, bytes: attachment.size}
 
   defp metadata(attachment), do: Map.take(attachment, [:checksum, :name, :ttl_ms])

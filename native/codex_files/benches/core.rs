@@ -11,11 +11,12 @@ use std::time::{Duration, SystemTime};
 
 use codex_files::disk::staging_dir::StagingDir;
 use codex_files::registry::admission::Answer;
-use codex_files::registry::keeper::{self, Observer, Options};
-use codex_files::registry::remove::{self, Report};
+use codex_files::registry::keeper::{self, Options};
+use codex_files::registry::remove;
 use codex_files::registry::reply::Reply;
 use codex_files::registry::stage_file::{self, Miss, StageFile};
-use codex_files::registry::{Attachment, Outcome, Registry, Waiter};
+use codex_files::registry::{Attachment, Observer, Outcome, Registry, Report, Request, Waiter};
+use codex_files::retention::Retention;
 use codex_files::time::Now;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use entries::{DAY, NOTHING, Samples, checksum, enter, file, sweep};
@@ -45,7 +46,7 @@ fn manifest(criterion: &mut Criterion) {
         group.bench_function("refresh", |bencher| {
             bencher.iter_batched(
                 || manifest.lookup(&next()).expect("it was entered"),
-                |file| manifest.refresh(&file, DAY, Now::read()),
+                |file| manifest.refresh(&file, DAY.into(), Now::read()),
                 BatchSize::SmallInput,
             );
         });
@@ -92,13 +93,16 @@ fn disk(criterion: &mut Criterion) {
 
     let mut group = criterion.benchmark_group("disk");
     let registry = registry();
-    let request = |source: PathBuf, retention| StageFile {
-        name: b"source.bin".as_slice().into(),
+    let request = |source: PathBuf, retention: Retention| StageFile {
         source,
-        retention,
-        staging_dir: StagingDir {
-            path: scratch.path().join("staging"),
-            is_default: false,
+        to: Request {
+            name: b"source.bin".as_slice().into(),
+            keep: retention.into(),
+            owner: None,
+            staging_dir: StagingDir {
+                path: scratch.path().join("staging"),
+                is_default: false,
+            },
         },
     };
 

@@ -100,7 +100,7 @@ fn measure(entries: usize) {
     repeat(entries, "refresh", keys.len(), || {
         for key in &keys {
             let file = manifest.lookup(key).expect("it is there");
-            black_box(manifest.refresh(&file, DAY, Now::read()));
+            black_box(manifest.refresh(&file, DAY.into(), Now::read()));
         }
     });
     let sources: Vec<_> = (0..BATCH)

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::checksum;
 use crate::disk::file_id::Fingerprint;
 use crate::error::Error;
-use crate::manifest::waiting::{Outcome, UnderWay, Waiter};
+use crate::manifest::waiting::{Outcome, Waiter};
 
 /// What is remembered is in so many parts, each with a lock of its own: a part is small enough to be
 /// gone through while somebody waits for it.
@@ -45,8 +45,9 @@ pub struct Recognition<F> {
     parts: Box<[Mutex<Part<F>>]>,
     /// How many files have been removed since what is remembered of such ones was last forgotten.
     removed: AtomicUsize,
-    /// The files that are being copied, and who waits until each can be recognised.
-    copying: Mutex<UnderWay<Fingerprint, Waiter<Arc<F>>>>,
+    /// The files that are being copied, and who waits until each can be recognised, in order of arrival:
+    /// to be told without the lock.
+    copying: Mutex<HashMap<Fingerprint, Vec<Waiter<Arc<F>>>>>,
 }
 
 /// The right to copy a file. Dropped, it is given back, and all who wait ask again.

@@ -14,7 +14,8 @@ use codex_files::error::{Error, Result};
 use codex_files::manifest::attachment::File;
 use codex_files::manifest::waiting::{Origin, Outcome, Waiter};
 use codex_files::manifest::{Admission, ExpiryCursor, Later, Manifest, Removal, Totals};
-use codex_files::registry::remove::{RemoveAll, Removed, remove_one, sweep_a_batch};
+use codex_files::registry::remove::{RemoveAll, remove_one, sweep_a_batch};
+use codex_files::registry::removed::Removed;
 use codex_files::retention::{Retention, Ttl};
 use codex_files::time::Now;
 use shuttle::sync::{Mutex, mpsc};
@@ -128,13 +129,15 @@ impl World {
     ) -> (Result<Admission<Staged>>, mpsc::Receiver<Outcome<Staged>>) {
         let (sender, receiver) = mpsc::channel();
         let (waiting, answered) = (self.waiting.clone(), self.answered.clone());
-        let admission = self.manifest.admit(&checksum(key), retention, lost, || {
-            waiting.fetch_add(1, Ordering::SeqCst);
-            Waiter::new(move |outcome| {
-                answered.fetch_add(1, Ordering::SeqCst);
-                sender.send(outcome).expect("somebody waits for it");
-            })
-        });
+        let admission = self
+            .manifest
+            .admit(&checksum(key), retention.into(), lost, || {
+                waiting.fetch_add(1, Ordering::SeqCst);
+                Waiter::new(move |outcome| {
+                    answered.fetch_add(1, Ordering::SeqCst);
+                    sender.send(outcome).expect("somebody waits for it");
+                })
+            });
         (admission, receiver)
     }
 
@@ -177,7 +180,11 @@ impl World {
                 Ok(Admission::Known(file)) => {
                     if !self.is_there(&file) {
                         lost = Some(file);
-                    } else if self.manifest.refresh(&file, retention, NOW).is_some() {
+                    } else if self
+                        .manifest
+                        .refresh(&file, retention.into(), NOW)
+                        .is_some()
+                    {
                         return Told::Staged(file, Origin::Known);
                     }
                 }
@@ -357,7 +364,7 @@ fn p5_a_quick_refresh_holds_against_a_sweep() {
             world.sweep(),
             if let Some(file) = world.manifest.lookup(b"a")
                 && world.is_there(&file)
-                && world.manifest.refresh(&file, LONG, NOW).is_some()
+                && world.manifest.refresh(&file, LONG.into(), NOW).is_some()
             {
                 assert!(world.is_there(&file));
                 seen.fetch_add(1, Ordering::SeqCst);

@@ -15,11 +15,11 @@ use codex_files::disk::source::INLINE_LIMIT;
 use codex_files::error::Error;
 use codex_files::manifest::{Admission, Manifest};
 use codex_files::registry::admission::Answer;
-use codex_files::registry::keeper::{self, Observer, Options};
-use codex_files::registry::remove::{self, Report};
+use codex_files::registry::keeper::{self, Options};
+use codex_files::registry::remove;
 use codex_files::registry::reply::Reply;
 use codex_files::registry::stage_file::{self, Miss};
-use codex_files::registry::{Outcome, Waiter};
+use codex_files::registry::{Observer, Outcome, Report, Waiter};
 use codex_files::registry::{Registry, stage_at};
 use common::*;
 
@@ -204,7 +204,7 @@ fn p11_whoever_waits_for_one_that_was_killed_is_told_to_ask_again() {
                 let _ = sender.send(outcome);
             })
         };
-        manifest.admit(&key, KEPT, None, waiter).unwrap()
+        manifest.admit(&key, KEPT.into(), None, waiter).unwrap()
     };
     let Admission::Lead(staging) = admit() else {
         panic!("nobody else is at it");
@@ -386,7 +386,10 @@ fn p15_large_copies_of_what_somebody_else_is_at_keep_no_copier() {
     let content = vec![7; INLINE_LIMIT + 1];
     let key = key(&content);
     let nobody = || Waiter::new(drop);
-    let admission = lab.registry.manifest().admit(&key, KEPT, None, nobody);
+    let admission = lab
+        .registry
+        .manifest()
+        .admit(&key, KEPT.into(), None, nobody);
     let Ok(Admission::Lead(staging)) = admission else {
         panic!("nobody else is at it");
     };

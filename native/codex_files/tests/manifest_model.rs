@@ -16,7 +16,8 @@ use codex_files::manifest::waiting::{Origin, Outcome, Waiter};
 use codex_files::manifest::{
     Admission, ExpiryCursor, Later, Manifest, Metrics, Removal, Staging, Totals,
 };
-use codex_files::registry::remove::{self, RemoveAll, Removed, remove_one};
+use codex_files::registry::remove::{self, RemoveAll, remove_one};
+use codex_files::registry::removed::Removed;
 use codex_files::retention::{Retention, Ttl};
 use codex_files::time::Now;
 use proptest::prelude::*;
@@ -430,6 +431,7 @@ impl Model {
             persistent_bytes: bytes(true),
             expirable_count: of(false).count() as u64,
             expirable_bytes: bytes(false),
+            owned_count: 0,
         }
     }
 
@@ -632,11 +634,11 @@ impl Run {
         let who = self.callers;
         self.callers += 1;
         let told = self.told.clone();
-        let admission = self
-            .manifest
-            .admit(&checksum(key), retention, lost.as_ref(), move || {
-                Waiter::new(move |outcome| told.lock().unwrap().push((who, outcome.into())))
-            });
+        let admission =
+            self.manifest
+                .admit(&checksum(key), retention.into(), lost.as_ref(), move || {
+                    Waiter::new(move |outcome| told.lock().unwrap().push((who, outcome.into())))
+                });
         match admission {
             Err(error) => {
                 assert!(self.model.stopped && matches!(error, Error::Stopped));
@@ -685,7 +687,7 @@ impl Run {
         } else {
             self.model.refresh(file, retention, self.now)
         };
-        let refreshed = self.manifest.refresh(file, retention, self.now);
+        let refreshed = self.manifest.refresh(file, retention.into(), self.now);
         assert_eq!(refreshed.as_ref().map(Snapshot::of), expected);
     }
 

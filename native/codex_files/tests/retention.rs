@@ -15,11 +15,11 @@ fn a_merge_never_shortens_what_somebody_was_promised_for_ever() {
     let long = retention(false, Ttl::Millis(9));
     let endless = retention(false, Ttl::Infinity);
     let kept = retention(true, Ttl::Millis(7));
-    assert_eq!(long.merge(short), short);
-    assert_eq!(endless.merge(short), endless);
-    assert_eq!(short.merge(endless), endless);
-    assert_eq!(short.merge(kept), retention(true, Ttl::Infinity));
-    assert_eq!(kept.merge(short), retention(true, Ttl::Millis(5)));
+    assert_eq!(long.merge(short.into()), short);
+    assert_eq!(endless.merge(short.into()), endless);
+    assert_eq!(short.merge(endless.into()), endless);
+    assert_eq!(short.merge(kept.into()), retention(true, Ttl::Infinity));
+    assert_eq!(kept.merge(short.into()), retention(true, Ttl::Millis(5)));
 }
 
 #[test]

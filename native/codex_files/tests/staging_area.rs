@@ -20,7 +20,7 @@ use codex_files::disk::staging_dir::StagingDir;
 use codex_files::error::{Error, FileType, Insecurity};
 use codex_files::manifest::waiting::Origin;
 use codex_files::registry::stage_file::{self, Miss, StageFile};
-use codex_files::registry::{Attachment, Outcome};
+use codex_files::registry::{Attachment, Outcome, Request};
 use codex_files::registry::{Registry, stage_at};
 use codex_files::retention::{Retention, Ttl};
 use common::*;
@@ -213,7 +213,7 @@ fn p6_an_area_or_a_staging_directory_that_was_removed_is_made_again() {
 #[test]
 fn p6_a_quick_refresh_is_of_a_file_that_is_there() {
     let lab = Lab::new();
-    assert!(stage_at::refresh(&lab.registry, b"unknown", KEPT).is_none());
+    assert!(stage_at::refresh(&lab.registry, b"unknown", KEPT.into()).is_none());
     let persistent = Retention {
         persist: true,
         ttl: Ttl::Infinity,
@@ -221,18 +221,19 @@ fn p6_a_quick_refresh_is_of_a_file_that_is_there() {
     for attachment in stage_four(&lab) {
         let file = &attachment.file;
         // It may refuse, and leave it to the long way: it must not refresh what has gone.
-        if let Some(refreshed) = stage_at::refresh(&lab.registry, &file.checksum, persistent) {
+        if let Some(refreshed) = stage_at::refresh(&lab.registry, &file.checksum, persistent.into())
+        {
             assert!(Arc::ptr_eq(&refreshed.file, file));
             assert!(refreshed.retention.persist);
         }
         fs::rename(&file.path, file.path.with_file_name("moved")).unwrap();
-        assert!(stage_at::refresh(&lab.registry, &file.checksum, KEPT).is_none());
+        assert!(stage_at::refresh(&lab.registry, &file.checksum, KEPT.into()).is_none());
         fs::write(&file.path, b"something else").unwrap();
-        assert!(stage_at::refresh(&lab.registry, &file.checksum, KEPT).is_none());
+        assert!(stage_at::refresh(&lab.registry, &file.checksum, KEPT.into()).is_none());
     }
     stop(&lab.registry);
     for attachment in lab.attachments() {
-        assert!(stage_at::refresh(&lab.registry, &attachment.file.checksum, KEPT).is_none());
+        assert!(stage_at::refresh(&lab.registry, &attachment.file.checksum, KEPT.into()).is_none());
     }
 }
 
@@ -521,9 +522,12 @@ fn p8_the_umask_neither_opens_nor_closes_a_staged_file() {
 fn request(source: &Path, staging_dir: StagingDir) -> StageFile {
     StageFile {
         source: source.to_owned(),
-        name: b"name".as_slice().into(),
-        retention: KEPT,
-        staging_dir,
+        to: Request {
+            name: b"name".as_slice().into(),
+            keep: KEPT.into(),
+            owner: None,
+            staging_dir,
+        },
     }
 }
 
@@ -1156,7 +1160,7 @@ fn p3_of_two_keys_at_one_destination_at_once_none_answers_for_the_others_file() 
         });
         let content = fs::read(&destination).unwrap();
         for (key, _) in &sources {
-            let there = stage_at::refresh(&lab.registry, key, KEPT).is_some();
+            let there = stage_at::refresh(&lab.registry, key, KEPT.into()).is_some();
             assert_eq!(there, content == *key, "{key:?}");
         }
         lab.reset();
@@ -1235,12 +1239,12 @@ fn p5_what_is_staged_again_during_cleanups_is_there() {
             }
             for source in &sources {
                 let mut request = lab.file_request(source, OsStr::new("name"));
-                request.retention = long;
+                request.to.keep = long.into();
                 assert_whole(&staged(stage_file(&lab.registry, &request)));
             }
             for source in &sources {
                 let mut request = lab.file_request(source, OsStr::new("name"));
-                request.retention = long;
+                request.to.keep = long.into();
                 assert_whole(&known(stage_file(&lab.registry, &request)));
             }
             lab.reset();
@@ -1415,7 +1419,7 @@ fn as_root_on_a_mount_large_files_with_room_for_one_get_it_or_an_error() {
 fn an_unchanged_file_is_staged_again_without_waiting_for_anything() {
     let lab = Lab::new();
     let source = lab.source("source", &content(SMALL, 1));
-    let refresh = |path: &Path| stage_file::refresh(&lab.registry, path, KEPT);
+    let refresh = |path: &Path| stage_file::refresh(&lab.registry, path, KEPT.into());
     let miss = |path: &Path| refresh(path).unwrap_err();
     assert_eq!(miss(&source), Miss::New);
     let attachment = copied(lab.stage_file(&source));

@@ -14,6 +14,10 @@ mod entries;
 mod guard;
 #[path = "../src/mailbox.rs"]
 mod mailbox;
+#[path = "../src/owners.rs"]
+mod owners;
+#[path = "../src/owning.rs"]
+mod owning;
 #[path = "../src/reading.rs"]
 mod reading;
 #[path = "../src/registries.rs"]

@@ -5,14 +5,14 @@ rustler::atoms! {
 
     missing_option, invalid_option, invalid_name, invalid_ttl, checksum_mismatch,
     unsupported_file_type, unsupported_destination, destination_is_source, insecure_staging_dir,
-    foreign_owner, foreign_link, cleanup_failed, native_panic, stopped, fifo, socket, device,
+    foreign_owner, foreign_link, cleanup_failed, native_panic, stopped, not_staged, fifo, socket, device,
     directory, symlink, other,
 
     opts, dir, staging_dir, ttl_ms, size, persist, name, path, checksum, source_path,
-    destination_path, inserted_at, id,
+    destination_path, inserted_at, id, owner,
 
     total_count, total_bytes, persistent_count, persistent_bytes, expirable_count,
-    expirable_bytes, next_expiry_at,
+    expirable_bytes, next_expiry_at, owned_count,
 
     struct_key = "__struct__",
     attachment = "Elixir.Codex.Files.Attachment",

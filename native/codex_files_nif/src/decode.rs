@@ -3,16 +3,19 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use codex_files::disk::staging_dir::StagingDir;
 use codex_files::name::{check_name, default_name};
+use codex_files::registry::Request;
+use codex_files::registry::owner::Owner;
 use codex_files::registry::stage_at::StageAt;
-use codex_files::registry::stage_file::StageFile;
-use codex_files::retention::{Retention, Ttl};
-use rustler::{Atom, Binary, Decoder, Encoder, Term};
+use codex_files::retention::{Keep, Ttl};
+use rustler::{Atom, Binary, Decoder, Encoder, LocalPid, ResourceArc, Term};
 
 use crate::atoms;
 use crate::encode;
+use crate::owners::Temporary;
 
 /// A value, or the reason why there is none.
 pub(crate) type Decoded<'a, T> = Result<T, Term<'a>>;
@@ -25,7 +28,7 @@ fn invalid<'a>(key: Atom, value: Term<'a>) -> Term<'a> {
 pub(crate) struct StageOpts<'a> {
     pub(crate) checksum: Binary<'a>,
     pub(crate) name: Binary<'a>,
-    pub(crate) retention: Retention,
+    pub(crate) keep: Keep,
     pub(crate) size: u64,
     pub(crate) source: &'a Path,
     pub(crate) destination: &'a Path,
@@ -53,7 +56,11 @@ impl<'a> StageOpts<'a> {
         Ok(Self {
             checksum,
             name,
-            retention: Retention { persist, ttl },
+            keep: Keep {
+                persist,
+                ttl: Some(ttl),
+                owner: None,
+            },
             size,
             source,
             destination,
@@ -64,7 +71,7 @@ impl<'a> StageOpts<'a> {
         StageAt {
             checksum: self.checksum.as_slice().into(),
             name: self.name.as_slice().into(),
-            retention: self.retention,
+            keep: self.keep,
             size: self.size,
             source: self.source.to_owned(),
             destination: self.destination.to_owned(),
@@ -73,49 +80,81 @@ impl<'a> StageOpts<'a> {
     }
 }
 
-/// A file that is staged under the digest of its content.
-pub(crate) struct FileOpts<'a> {
-    pub(crate) source: &'a Path,
-    pub(crate) name: &'a [u8],
-    pub(crate) retention: Retention,
+/// What a staging under the digest of a content asks for: `{persist, ttl_ms, owner}`. Without a TTL it is
+/// `nil`; the owner is a process, what `temporary_owner` gives, or `nil`.
+pub(crate) fn keep<'a>(
+    term: Term<'a>,
+    owner_of: impl FnOnce(LocalPid) -> Arc<Owner>,
+) -> Decoded<'a, (Keep, Option<Arc<Owner>>)> {
+    let env = term.get_env();
+    let (persist, ttl_term, owner): (Term<'a>, Term<'a>, Term<'a>) = value(atoms::opts(), term)?;
+    let persist = value(atoms::persist(), persist)?;
+    let ttl = if is_nil(ttl_term) {
+        None
+    } else {
+        let reason = || (atoms::invalid_ttl(), ttl_term).encode(env);
+        Some(ttl(ttl_term).ok_or_else(reason)?)
+    };
+    let owner = if is_nil(owner) {
+        None
+    } else if let Ok(temporary) = owner.decode::<ResourceArc<Temporary>>() {
+        temporary.0.lock().clone()
+    } else {
+        Some(owner_of(pid(owner)?))
+    };
+    // What never expires needs no owner.
+    let (ttl, owner) = if persist {
+        (Some(Ttl::Infinity), None)
+    } else {
+        (ttl, owner)
+    };
+    let keep = Keep {
+        persist,
+        ttl,
+        owner: owner.as_ref().map(|owner| owner.id()),
+    };
+    Ok((keep, owner))
 }
 
-impl<'a> FileOpts<'a> {
-    /// `name` is `{:ok, name}`, or anything else for the default one.
-    pub(crate) fn decode(
-        path_term: Term<'a>,
-        name_term: Term<'a>,
-        persist: Term<'a>,
-        ttl_term: Term<'a>,
-    ) -> Decoded<'a, Self> {
-        let source = path(atoms::path(), path_term)?;
-        let name = match name_term.decode::<(Atom, Term<'a>)>() {
-            Ok((_, given)) => {
-                let name: Binary<'a> = value(atoms::name(), given)?;
-                checked_name(given, &name)?;
-                name.as_slice()
-            }
-            Err(_) => default_name(source),
-        };
-        let persist = value(atoms::persist(), persist)?;
-        let reason = || (atoms::invalid_ttl(), ttl_term).encode(ttl_term.get_env());
-        let ttl = ttl(ttl_term).ok_or_else(reason)?;
-        let ttl = if persist { Ttl::Infinity } else { ttl };
-        Ok(Self {
-            source,
-            name,
-            retention: Retention { persist, ttl },
-        })
+/// A name is `{:ok, name}`, or anything else for the default one.
+pub(crate) fn name_or<'a>(term: Term<'a>, default: &'a Path) -> Decoded<'a, &'a [u8]> {
+    match term.decode::<(Atom, Term<'a>)>() {
+        Ok((_, given)) => name(given),
+        Err(_) => Ok(default_name(default)),
     }
+}
 
-    pub(crate) fn into_request(self, staging_dir: StagingDir) -> StageFile {
-        StageFile {
-            source: self.source.to_owned(),
-            name: self.name.into(),
-            retention: self.retention,
-            staging_dir,
-        }
-    }
+pub(crate) fn name(term: Term<'_>) -> Decoded<'_, &[u8]> {
+    let name: Binary<'_> = value(atoms::name(), term)?;
+    checked_name(term, &name)?;
+    Ok(name.as_slice())
+}
+
+pub(crate) fn request<'a>(
+    name: &[u8],
+    (keep, owner): (Keep, Option<Arc<Owner>>),
+    dir: Term<'a>,
+) -> Decoded<'a, Request> {
+    Ok(Request {
+        name: name.into(),
+        keep,
+        owner,
+        staging_dir: staging_dir(dir)?,
+    })
+}
+
+/// The checksum of an attachment.
+pub(crate) fn id(term: Term<'_>) -> Decoded<'_, &[u8]> {
+    Ok(value::<Binary<'_>>(atoms::id(), term)?.as_slice())
+}
+
+/// A process of this VM.
+pub(crate) fn pid(term: Term<'_>) -> Decoded<'_, LocalPid> {
+    value(atoms::owner(), term)
+}
+
+fn is_nil(term: Term<'_>) -> bool {
+    term.decode::<Atom>().is_ok_and(|atom| atom == atoms::nil())
 }
 
 /// `{path, default?}`.
@@ -135,7 +174,7 @@ fn value<'a, T: Decoder<'a>>(key: Atom, term: Term<'a>) -> Decoded<'a, T> {
     term.decode().map_err(|_| invalid(key, term))
 }
 
-fn path(key: Atom, term: Term<'_>) -> Decoded<'_, &Path> {
+pub(crate) fn path(key: Atom, term: Term<'_>) -> Decoded<'_, &Path> {
     let bytes = value::<Binary<'_>>(key, term)?.as_slice();
     if bytes.contains(&0) {
         return Err(invalid(key, term));

@@ -8,8 +8,8 @@ use std::path::Path;
 use codex_files::error::{Error, Failures, FileType, Insecurity};
 use codex_files::manifest::Metrics;
 use codex_files::manifest::waiting::Origin;
-use codex_files::registry::remove::Report;
-use codex_files::registry::{Attachment, Outcome};
+use codex_files::registry::fetch::Fetched;
+use codex_files::registry::{Attachment, Outcome, Report};
 use codex_files::retention::Ttl;
 use rustler::{Atom, Binary, Encoder, Env, NewBinary, Term};
 use time::OffsetDateTime;
@@ -101,6 +101,17 @@ pub(crate) fn removed<'a>(env: Env<'a>, failures: &Failures) -> Term<'a> {
     error(env, (atoms::cleanup_failed(), failures))
 }
 
+/// `{:ok, attachment}`, `{:error, :not_staged}` or `:miss`.
+pub(crate) fn fetched<'a>(env: Env<'a>, fetched: &Fetched) -> Term<'a> {
+    match fetched {
+        Fetched::Staged(attachment) => {
+            (atoms::ok(), Encoding::new(env).attachment(attachment)).encode(env)
+        }
+        Fetched::NotStaged => error(env, atoms::not_staged()),
+        Fetched::Unseen => atoms::miss().encode(env),
+    }
+}
+
 /// `{cleaned attachments, [{attachment, reason}]}`.
 pub(crate) fn report<'a>(env: Env<'a>, report: &Report) -> Term<'a> {
     let encoding = Encoding::new(env);
@@ -130,6 +141,7 @@ pub(crate) fn metrics<'a>(env: Env<'a>, metrics: &Metrics) -> Term<'a> {
             totals.expirable_count.encode(env),
             bytes(totals.expirable_bytes),
             next.unwrap_or_else(|| atoms::nil().encode(env)),
+            totals.owned_count.encode(env),
         ],
     )
 }

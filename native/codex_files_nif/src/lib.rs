@@ -10,6 +10,8 @@ mod decode;
 mod encode;
 mod guard;
 mod mailbox;
+mod owners;
+mod owning;
 mod reading;
 mod registries;
 mod registry;

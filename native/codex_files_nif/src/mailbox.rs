@@ -1,7 +1,10 @@
 //! Messages to processes, from any thread.
 
+use std::sync::Arc;
+
 use codex_files::panics;
 use codex_files::registry::Waiter;
+use codex_files::registry::owner::Owner;
 use codex_files::registry::reply::Reply;
 use crossbeam_channel::Sender;
 use once_cell::sync::OnceCell;
@@ -92,9 +95,12 @@ impl ReplyTo {
         })
     }
 
-    /// The waiter that sends `{reference, outcome}`.
-    pub(crate) fn waiter(self) -> Waiter {
-        Waiter::new(move |outcome| self.send(move |env| encode::outcome(env, &outcome)))
+    /// The waiter that sends `{reference, outcome}`, and holds the owner until then.
+    pub(crate) fn waiter(self, owner: Option<Arc<Owner>>) -> Waiter {
+        Waiter::new(move |outcome| {
+            self.send(move |env| encode::outcome(env, &outcome));
+            drop(owner);
+        })
     }
 
     fn send(self, result: impl for<'a> FnOnce(Env<'a>) -> Term<'a> + Send + 'static) {

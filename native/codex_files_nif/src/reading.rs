@@ -1,11 +1,12 @@
 //! Reading what is staged.
 
+use codex_files::registry::fetch;
 use rustler::{Encoder, Env, ResourceArc, Term};
 
-use crate::atoms;
 use crate::encode::{self, Encoding};
 use crate::guard::guarded;
 use crate::registries::Handle;
+use crate::{atoms, decode};
 
 #[rustler::nif(schedule = "DirtyCpu")]
 fn list<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
@@ -31,5 +32,23 @@ fn try_metrics<'a>(env: Env<'a>, handle: ResourceArc<Handle>) -> Term<'a> {
             || atoms::miss().encode(env),
             |metrics| encode::metrics(env, &metrics),
         ))
+    })
+}
+
+/// Not on a dirty scheduler: a look at the manifest, and at one file of this machine. A `:miss` if it
+/// is of another.
+#[rustler::nif]
+fn try_fetch<'a>(env: Env<'a>, handle: ResourceArc<Handle>, id: Term<'a>) -> Term<'a> {
+    guarded(env, "nif-try_fetch", || {
+        let fetched = fetch::glance(&handle.registry, decode::id(id)?);
+        Ok(encode::fetched(env, &fetched))
+    })
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn fetch<'a>(env: Env<'a>, handle: ResourceArc<Handle>, id: Term<'a>) -> Term<'a> {
+    guarded(env, "nif-fetch", || {
+        let fetched = fetch::fetch(&handle.registry, decode::id(id)?);
+        Ok(encode::fetched(env, &fetched))
     })
 }

@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use codex_files::error::{Error, Result};
 use codex_files::panics;
-use codex_files::registry::Registry;
-use codex_files::registry::keeper::{self, Observer, Options};
+use codex_files::registry::keeper::{self, Options};
 use codex_files::registry::keeping::Keeper;
-use codex_files::registry::remove::Report;
+use codex_files::registry::owner::Owner;
+use codex_files::registry::{Observer, Registry, Report};
 use once_cell::sync::Lazy;
 use parking_lot::Mutex;
 use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc};
 
+use crate::owners::Owners;
 use crate::{atoms, encode, mailbox};
 
 /// How long the attachments of a killed registry process wait for its successor: far longer than a
@@ -35,6 +36,19 @@ struct Kept {
     name: Vec<u8>,
     /// The process that answers for the registry now.
     by: Mutex<LocalPid>,
+    owners: Arc<Owners>,
+}
+
+impl Handle {
+    /// The owner that a process is.
+    pub(crate) fn owner(&self, env: Env<'_>, pid: LocalPid) -> Arc<Owner> {
+        self.kept.owners.of(env, &self.registry, pid)
+    }
+
+    /// The owner that a process is, if it is one.
+    pub(crate) fn find_owner(&self, pid: LocalPid) -> Option<Arc<Owner>> {
+        self.kept.owners.find(pid)
+    }
 }
 
 #[rustler::resource_impl]
@@ -85,6 +99,7 @@ pub(crate) fn open(
             let kept = Arc::new(Kept {
                 name: name.to_owned(),
                 by: Mutex::new(pid),
+                owners: Arc::default(),
             });
             let registry = keeper::start(Options {
                 cleanup_interval,

@@ -36,3 +36,19 @@ fn reset<'a>(
         Ok(atoms::wait().encode(env))
     })
 }
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn unstage<'a>(
+    env: Env<'a>,
+    handle: ResourceArc<Handle>,
+    id: Term<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    guarded(env, "nif-unstage", || {
+        let id = decode::id(id)?;
+        let reply = ReplyTo::new(env, reference)
+            .reply(|env, report| (atoms::ok(), encode::report(env, report)).encode(env));
+        remove::unstage(&handle.registry, id, reply);
+        Ok(atoms::wait().encode(env))
+    })
+}

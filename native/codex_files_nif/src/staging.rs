@@ -1,11 +1,11 @@
 //! Staging: a quick look on the caller's scheduler, and whatever takes longer.
 
 use codex_files::registry::admission::Answer;
-use codex_files::registry::stage_file::Miss;
+use codex_files::registry::stage_file::{Miss, StageFile};
 use codex_files::registry::{Attachment, Outcome, stage_at, stage_file};
 use rustler::{Atom, Encoder, Env, Reference, ResourceArc, Term};
 
-use crate::decode::{FileOpts, StageOpts};
+use crate::decode::StageOpts;
 use crate::guard::guarded;
 use crate::mailbox::ReplyTo;
 use crate::registries::Handle;
@@ -17,7 +17,7 @@ use crate::{atoms, decode, encode};
 fn refresh_at<'a>(env: Env<'a>, handle: ResourceArc<Handle>, opts: Term<'a>) -> Term<'a> {
     guarded(env, "nif-refresh_at", || {
         let opts = StageOpts::decode(opts)?;
-        let known = stage_at::refresh(&handle.registry, &opts.checksum, opts.retention);
+        let known = stage_at::refresh(&handle.registry, &opts.checksum, opts.keep);
         Ok(known.map_or_else(|| atoms::miss().encode(env), |known| renewed(env, known)))
     })
 }
@@ -30,12 +30,13 @@ fn refresh_file<'a>(
     handle: ResourceArc<Handle>,
     path: Term<'a>,
     name: Term<'a>,
-    persist: Term<'a>,
-    ttl_ms: Term<'a>,
+    keep: Term<'a>,
 ) -> Term<'a> {
     guarded(env, "nif-refresh_file", || {
-        let opts = FileOpts::decode(path, name, persist, ttl_ms)?;
-        let known = stage_file::refresh(&handle.registry, opts.source, opts.retention);
+        let source = decode::path(atoms::path(), path)?;
+        let _name = decode::name_or(name, source)?;
+        let (keep, _owner) = decode::keep(keep, |pid| handle.owner(env, pid))?;
+        let known = stage_file::refresh(&handle.registry, source, keep);
         Ok(match known {
             Ok(known) => renewed(env, known),
             Err(Miss::New) => atoms::new().encode(env),
@@ -55,7 +56,7 @@ fn stage_at<'a>(
     guarded(env, "nif-stage_at", || {
         let opts = StageOpts::decode(opts)?;
         let request = opts.into_request(decode::staging_dir(staging_dir)?);
-        let waiter = || ReplyTo::new(env, reference).waiter();
+        let waiter = || ReplyTo::new(env, reference).waiter(None);
         let answer = stage_at::stage_at(&handle.registry, &request, &waiter);
         Ok(answered(env, answer))
     })
@@ -72,15 +73,23 @@ fn stage_file<'a>(
     staging_dir: Term<'a>,
     path: Term<'a>,
     name: Term<'a>,
-    persist: Term<'a>,
-    ttl_ms: Term<'a>,
+    keep: Term<'a>,
     miss: Atom,
     reference: Reference<'a>,
 ) -> Term<'a> {
     guarded(env, "nif-stage_file", || {
-        let opts = FileOpts::decode(path, name, persist, ttl_ms)?;
-        let request = opts.into_request(decode::staging_dir(staging_dir)?);
-        let waiter = || ReplyTo::new(env, reference).waiter();
+        let source = decode::path(atoms::path(), path)?;
+        let name = decode::name_or(name, source)?;
+        let to = decode::request(
+            name,
+            decode::keep(keep, |pid| handle.owner(env, pid))?,
+            staging_dir,
+        )?;
+        let request = StageFile {
+            source: source.to_owned(),
+            to,
+        };
+        let waiter = || ReplyTo::new(env, reference).waiter(request.to.owner.clone());
         let miss = if miss == atoms::new() {
             Miss::New
         } else {

@@ -612,7 +612,8 @@ defmodule Codex.Files.RegistryTest do
                    persistent_bytes: 5,
                    expirable_count: 1,
                    expirable_bytes: 3,
-                   next_expiry_at: expired.inserted_at
+                   next_expiry_at: expired.inserted_at,
+                   owned_count: 0
                  }
 
           assert force_cleanup.() == :ok

@@ -92,7 +92,7 @@ pub fn enter<F: File + 'static>(
     file: &F,
     retention: Retention,
 ) -> Attachment<F> {
-    let admission = manifest.admit(file.key(), retention, None, || Waiter::new(drop));
+    let admission = manifest.admit(file.key(), retention.into(), None, || Waiter::new(drop));
     match admission.expect("it has not been stopped") {
         Admission::Lead(staging) => staging
             .commit(file, Now::read())

@@ -16,12 +16,12 @@ use std::sync::Arc;
 
 use self::attachment::{Attachment, File};
 use self::slots::Slots;
-use self::state::{Due, Entry, Shared, State, Waits};
+use self::state::{Due, Entry, Out, OwnedEntry, Shared, State, Waits};
 use self::waiting::{Outcome, Waiter};
 use crate::checksum::Checksum;
 use crate::error::{Error, Result};
 use crate::panics;
-use crate::retention::Retention;
+use crate::retention::{Keep, OwnerId};
 use crate::time::Now;
 
 pub use self::state::{Metrics, Totals};
@@ -67,6 +67,21 @@ impl<F: File> Manifest<F> {
         Some(state.attachment(checksum)?.file.clone())
     }
 
+    /// The attachment of a checksum, whoever is at work on it, unless that one removes it.
+    #[must_use]
+    pub fn get(&self, checksum: &[u8]) -> Option<Attachment<F>> {
+        let state = self.state.lock("manifest-get");
+        let removed = state.tickets.get(checksum).is_some_and(|out| out.removes);
+        (!removed).then(|| state.attachment(checksum).cloned())?
+    }
+
+    /// The entry of a checksum, whoever is at work on it.
+    #[must_use]
+    pub fn entry(&self, checksum: &[u8]) -> Option<Attachment<F>> {
+        let state = self.state.lock("manifest-entry");
+        state.attachment(checksum).cloned()
+    }
+
     /// Asks to stage `checksum`. `waiter` is called for, under the lock, only if the caller must
     /// wait. `lost` is a file that was found to be missing: its entry does not count as known.
     ///
@@ -75,7 +90,7 @@ impl<F: File> Manifest<F> {
     pub fn admit(
         &self,
         checksum: &Checksum,
-        retention: Retention,
+        keep: Keep,
         lost: Option<&F>,
         waiter: impl FnOnce() -> Waiter<F>,
     ) -> Result<Admission<F>> {
@@ -83,9 +98,9 @@ impl<F: File> Manifest<F> {
         if state.stopped {
             return Err(Error::Stopped);
         }
-        if let Some(waiting) = state.tickets.get_mut(checksum) {
-            waiting.push(Waits::Staging {
-                retention,
+        if let Some(out) = state.tickets.get_mut(checksum) {
+            out.waiting.push(Waits::Staging {
+                keep,
                 waiter: waiter(),
             });
             return Ok(Admission::Waiting);
@@ -98,24 +113,25 @@ impl<F: File> Manifest<F> {
         {
             return Ok(Admission::Known(file.clone()));
         }
-        state.tickets.insert(checksum.clone(), Vec::new());
+        state.tickets.insert(checksum.clone(), Out::to_stage());
         Ok(Admission::Lead(Staging::new(
             self.state.clone(),
             checksum.clone(),
-            retention,
+            keep,
             replaces,
         )))
     }
 
-    /// Stages a known file again: its insertion time becomes `now`, its retention the merged one.
+    /// Stages a known file again: its insertion time becomes `now`, unless it has no TTL to
+    /// give, its retention the merged one.
     /// `None` if it has been removed, or is being removed, since it was looked up.
     #[must_use]
-    pub fn refresh(&self, file: &F, retention: Retention, now: Now) -> Option<Attachment<F>> {
+    pub fn refresh(&self, file: &F, keep: Keep, now: Now) -> Option<Attachment<F>> {
         let mut state = self.state.lock("manifest-refresh");
         if state.stopped || state.tickets.contains_key(file.key()) {
             return None;
         }
-        state.refresh(file, retention, now)
+        state.refresh(file, keep, now)
     }
 
     /// All attachments, those being removed included, in no particular order.
@@ -182,11 +198,85 @@ impl<F: File> Manifest<F> {
             };
             match state.tickets.get_mut(file.key()) {
                 None => removals.push(self.removal(&mut state, attachment)),
-                Some(waiting) => waiting.extend(later().map(|later| self.waits(later))),
+                Some(out) => {
+                    let later = later().map(|later| self.waits(later));
+                    out.waiting.extend(later);
+                }
             }
             panics::point("manifest-claimed");
         }
         removals
+    }
+
+    /// Ends an owner's hold on the attachment of a checksum. If nothing else keeps that `now`, the ticket
+    /// to remove it; for one that somebody is working on `later` is called as in [`Manifest::claim`].
+    pub fn release(
+        &self,
+        owner: OwnerId,
+        checksum: &[u8],
+        now: Now,
+        later: impl FnMut() -> Later<F>,
+    ) -> Option<Removal<F>> {
+        let mut removals = Vec::new();
+        let mut state = self.state.lock("manifest-release");
+        let owned = state.release(owner, checksum)?;
+        self.disown_each(&mut state, [owned], now, later, &mut removals);
+        removals.pop()
+    }
+
+    /// What an owner that has ended kept: to be disowned, and not the owner's any more.
+    #[must_use]
+    pub fn take_owned(&self, owner: OwnerId) -> Owned {
+        let owned = self.state.lock("manifest-take_owned").take_owned(owner);
+        // The order in which they were staged, for the most part, is the one in which they lie on the disk.
+        let mut owned: Vec<_> = owned.into_iter().collect();
+        owned.sort_unstable_by_key(|&(_, entry)| std::cmp::Reverse(entry.0));
+        Owned(owned)
+    }
+
+    /// Counts one owner less of up to `limit` of what an owner kept. Of those that nothing else keeps
+    /// `now`, the tickets to remove them, and `later` as in [`Manifest::release`]; `None` at the end.
+    pub fn disown(
+        &self,
+        owned: &mut Owned,
+        limit: usize,
+        now: Now,
+        later: impl FnMut() -> Later<F>,
+    ) -> Option<Vec<Removal<F>>> {
+        let first = owned.0.len().saturating_sub(limit);
+        let batch = owned.0.split_off(first);
+        if batch.is_empty() {
+            return None;
+        }
+        // As in `claim_expired`.
+        let mut removals = Vec::new();
+        let mut state = self.state.lock("manifest-disown");
+        let batch = batch.into_iter().rev();
+        self.disown_each(&mut state, batch, now, later, &mut removals);
+        Some(removals)
+    }
+
+    fn disown_each(
+        &self,
+        state: &mut State<F>,
+        owned: impl IntoIterator<Item = OwnedEntry>,
+        now: Now,
+        mut later: impl FnMut() -> Later<F>,
+        removals: &mut Vec<Removal<F>>,
+    ) {
+        for owned in owned {
+            let Some(left) = state.disown(owned, now) else {
+                continue;
+            };
+            // After the stop all are removed anyway.
+            if state.stopped {
+                continue;
+            }
+            match state.tickets.get_mut(left.file.key()) {
+                None => removals.push(self.removal(state, left)),
+                Some(out) => out.waiting.push(self.waits(later())),
+            }
+        }
     }
 
     fn waits(&self, later: Later<F>) -> Waits<F> {
@@ -200,7 +290,7 @@ impl<F: File> Manifest<F> {
     fn removal(&self, state: &mut State<F>, attachment: Attachment<F>) -> Removal<F> {
         state
             .tickets
-            .insert(attachment.file.key().clone(), Vec::new());
+            .insert(attachment.file.key().clone(), Out::to_remove(Vec::new()));
         Removal::new(self.state.clone(), attachment)
     }
 
@@ -211,7 +301,7 @@ impl<F: File> Manifest<F> {
             state.stopped = true;
             std::mem::take(&mut state.tickets)
         };
-        for waits in waiting.into_values().flatten() {
+        for waits in waiting.into_values().flat_map(|out| out.waiting) {
             waits.tell(Outcome::Failed(Error::Stopped));
         }
     }
@@ -227,6 +317,9 @@ impl ExpiryCursor {
         Self(Bound::Unbounded)
     }
 }
+
+/// What an owner that has ended kept, the last staged first.
+pub struct Owned(Vec<OwnedEntry>);
 
 /// A snapshot of the attachments. Later changes do not show in it.
 pub struct Listing<F>(Slots<Option<Entry<F>>>);

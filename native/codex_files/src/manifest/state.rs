@@ -7,10 +7,10 @@ use foldhash::HashMap;
 
 use super::attachment::{Attachment, EntryId, File};
 use super::slots::Slots;
-use super::waiting::{Outcome, UnderWay, Waiter};
+use super::waiting::{Outcome, Waiter};
 use crate::checksum::Checksum;
 use crate::panics;
-use crate::retention::{Retention, Ttl};
+use crate::retention::{Keep, OwnerId, Ttl};
 use crate::sync::Mutex;
 use crate::time::{Deadline, Now};
 
@@ -25,6 +25,8 @@ pub struct Totals {
     pub expirable_count: u64,
     /// Their bytes.
     pub expirable_bytes: u128,
+    /// Attachments that have an owner.
+    pub owned_count: u64,
 }
 
 impl Totals {
@@ -43,7 +45,7 @@ impl Totals {
 pub struct Metrics {
     /// The counters.
     pub totals: Totals,
-    /// When the first attachment expires, in milliseconds since the Unix epoch, UTC, on a wall
+    /// When the first attachment without an owner expires, in milliseconds since the Unix epoch, UTC, on a wall
     /// clock that has not been set since the attachment was staged.
     pub next_expiry_at_ms: Option<i64>,
 }
@@ -57,16 +59,55 @@ pub(super) type Due = (Deadline, Slot);
 #[derive(Clone)]
 pub(super) struct Entry<F> {
     pub(super) attachment: Attachment<F>,
+    /// From when on it has expired, unless it has an owner.
     deadline: Deadline,
+    /// How many of the sets of [`State::owned`] it is in.
+    owners: u32,
+}
+
+impl<F> Entry<F> {
+    /// Its place in the index of those that expire.
+    fn due(&self) -> Option<Deadline> {
+        (self.owners == 0 && self.deadline != Deadline::NEVER).then_some(self.deadline)
+    }
+
+    fn has_expired(&self, now: Now) -> bool {
+        self.due()
+            .is_some_and(|Deadline(at)| at <= now.monotonic_ns)
+    }
+}
+
+/// An entry that an owner keeps, if it is still the one in that slot.
+pub(super) type OwnedEntry = (Slot, EntryId);
+
+/// The ticket for a checksum, which is out.
+pub(super) struct Out<F> {
+    /// It is one to remove the attachment.
+    pub(super) removes: bool,
+    /// Who waits for it to come back, in order of arrival: to be told without the lock.
+    pub(super) waiting: Vec<Waits<F>>,
+}
+
+impl<F> Out<F> {
+    pub(super) fn to_stage() -> Self {
+        Self {
+            removes: false,
+            waiting: Vec::new(),
+        }
+    }
+
+    pub(super) fn to_remove(waiting: Vec<Waits<F>>) -> Self {
+        Self {
+            removes: true,
+            waiting,
+        }
+    }
 }
 
 /// Somebody who waits for the ticket of a checksum to come back.
 pub(super) enum Waits<F> {
     /// To stage the same checksum.
-    Staging {
-        retention: Retention,
-        waiter: Waiter<F>,
-    },
+    Staging { keep: Keep, waiter: Waiter<F> },
     /// To remove the entry that is being worked on. It is told of the entry as it is then, and has
     /// the ticket for it; `None` if the entry has gone.
     Removal(Box<dyn FnOnce(Option<Attachment<F>>) + Send>),
@@ -92,15 +133,18 @@ pub(super) struct State<F: File> {
     free: Vec<Slot>,
     /// The slot of each checksum: exactly the occupied slots.
     index: HashMap<Checksum, Slot>,
-    /// The occupied slots whose deadline is not [`Deadline::NEVER`], by deadline.
+    /// The occupied slots that are [`Entry::due`] at some time, by that time.
     expiry: BTreeSet<Due>,
+    /// What each owner keeps. An entry that has gone stays in the sets: its slot is empty then, or
+    /// another's.
+    owned: HashMap<OwnerId, HashMap<Slot, EntryId>>,
     /// The sums over all occupied slots.
     totals: Totals,
     /// How many entries there have ever been: the next one's number.
     entered: u64,
-    /// The checksums for which a ticket is out, and who waits for it. An entry that is being
-    /// removed or replaced is still listed.
-    pub(super) tickets: UnderWay<Checksum, Waits<F>>,
+    /// The checksums for which a ticket is out. An entry that is being removed or replaced is still
+    /// listed.
+    pub(super) tickets: HashMap<Checksum, Out<F>>,
     /// Set once, at the stop: no ticket is given or taken any more.
     pub(super) stopped: bool,
 }
@@ -126,45 +170,105 @@ impl<F: File> State<F> {
 
     /// Enters `file`. An entry of its checksum that is there has lost its file: what its callers
     /// were promised still holds.
-    pub(super) fn enter(&mut self, file: &F, retention: Retention, now: Now) -> Attachment<F> {
-        let lost = self.entry(file.key());
-        let lost = lost.map(|(slot, entry)| (slot, entry.clone()));
-        let (entry, retention) = if let Some((_, Entry { attachment, .. })) = &lost {
-            (attachment.entry, attachment.retention.merge(retention))
-        } else {
-            self.entered += 1;
-            (EntryId(self.entered), retention)
-        };
+    pub(super) fn enter(&mut self, file: &F, keep: Keep, now: Now) -> Attachment<F> {
+        if let Some((slot, entry)) = self.entry(file.key()) {
+            let entry = entry.clone();
+            return self.renew(slot, entry, file, keep, now);
+        }
+        self.entered += 1;
+        let retention = keep.retention();
         let attachment = Attachment {
-            entry,
+            entry: EntryId(self.entered),
             file: file.clone(),
             retention,
             inserted_at_ms: now.wall_ms,
         };
-        let deadline = retention.deadline(now);
-        let slot = match lost {
-            Some((slot, entry)) => {
-                self.uncount(slot, &entry);
-                slot
-            }
-            None => self.free_slot(file.key()),
+        let entry = Entry {
+            attachment,
+            deadline: retention.deadline(now),
+            owners: 0,
         };
-        self.fill(slot, attachment.clone(), deadline);
-        attachment
+        let slot = self.free_slot(file.key());
+        self.fill_owned(slot, entry, keep.owner)
     }
 
     /// Stages a known file again; `None` if it is not there any more.
-    pub(super) fn refresh(&mut self, file: &F, new: Retention, now: Now) -> Option<Attachment<F>> {
+    pub(super) fn refresh(&mut self, file: &F, keep: Keep, now: Now) -> Option<Attachment<F>> {
         let (slot, entry) = self.entry_of(file)?;
-        let retention = entry.attachment.retention.merge(new);
-        let attachment = Attachment {
-            retention,
-            inserted_at_ms: now.wall_ms,
-            ..entry.attachment.clone()
-        };
+        Some(self.renew(slot, entry, file, keep, now))
+    }
+
+    /// Stages what is in a slot again, with `file` as its file.
+    fn renew(
+        &mut self,
+        slot: Slot,
+        mut entry: Entry<F>,
+        file: &F,
+        keep: Keep,
+        now: Now,
+    ) -> Attachment<F> {
         self.uncount(slot, &entry);
-        self.fill(slot, attachment.clone(), retention.deadline(now));
-        Some(attachment)
+        let attachment = &mut entry.attachment;
+        attachment.file = file.clone();
+        attachment.retention = attachment.retention.merge(keep);
+        if keep.persist || keep.ttl.is_some() {
+            attachment.inserted_at_ms = now.wall_ms;
+            entry.deadline = attachment.retention.deadline(now);
+        }
+        self.fill_owned(slot, entry, keep.owner)
+    }
+
+    /// Fills a slot with an entry that gets one more owner, or none.
+    fn fill_owned(
+        &mut self,
+        slot: Slot,
+        mut entry: Entry<F>,
+        owner: Option<OwnerId>,
+    ) -> Attachment<F> {
+        let attachment = entry.attachment.clone();
+        if let Some(owner) = owner {
+            let id = attachment.entry;
+            if self.owned.entry(owner).or_default().insert(slot, id) != Some(id) {
+                entry.owners += 1;
+            }
+        }
+        self.fill(slot, entry);
+        attachment
+    }
+
+    /// What an owner keeps, which it has no longer.
+    pub(super) fn take_owned(&mut self, owner: OwnerId) -> HashMap<Slot, EntryId> {
+        self.owned.remove(&owner).unwrap_or_default()
+    }
+
+    /// Ends an owner's hold on the entry of a checksum; the entry, if it had one.
+    pub(super) fn release(&mut self, owner: OwnerId, key: &[u8]) -> Option<OwnedEntry> {
+        let (slot, entry) = self.entry(key)?;
+        let id = entry.attachment.entry;
+        let owned = self.owned.get_mut(&owner)?;
+        let is_it = owned.remove(&slot) == Some(id);
+        if owned.is_empty() {
+            self.owned.remove(&owner);
+        }
+        is_it.then_some((slot, id))
+    }
+
+    /// Counts one owner less of an entry. If that was the last one, and nothing else keeps the entry
+    /// `now`, it is the attachment that is left.
+    pub(super) fn disown(&mut self, (slot, id): OwnedEntry, now: Now) -> Option<Attachment<F>> {
+        let entry = self.entries.get(slot as usize)?.as_ref();
+        let mut entry = entry.filter(|entry| entry.attachment.entry == id)?.clone();
+        self.uncount(slot, &entry);
+        entry.owners -= 1;
+        let left = entry.has_expired(now).then(|| entry.attachment.clone());
+        self.fill(slot, entry);
+        left
+    }
+
+    /// Whether nothing keeps the entry of `file` any more, if it is still there.
+    pub(super) fn has_expired(&self, file: &F, now: Now) -> bool {
+        self.entry_of(file)
+            .is_some_and(|(_, entry)| entry.has_expired(now))
     }
 
     /// Takes `file`'s entry out, if it is still the one that is there. With the last one goes the
@@ -195,17 +299,14 @@ impl<F: File> State<F> {
     }
 
     /// Fills a slot that counts for nothing and is in the index.
-    fn fill(&mut self, slot: Slot, attachment: Attachment<F>, deadline: Deadline) {
-        let (count, bytes) = self.totals.of(&attachment);
+    fn fill(&mut self, slot: Slot, entry: Entry<F>) {
+        let (count, bytes) = self.totals.of(&entry.attachment);
         *count += 1;
-        *bytes += u128::from(attachment.file.size());
-        if deadline != Deadline::NEVER {
+        *bytes += u128::from(entry.attachment.file.size());
+        self.totals.owned_count += u64::from(entry.owners > 0);
+        if let Some(deadline) = entry.due() {
             self.expiry.insert((deadline, slot));
         }
-        let entry = Entry {
-            attachment,
-            deadline,
-        };
         self.entries.set(slot as usize, Some(entry));
     }
 
@@ -213,8 +314,9 @@ impl<F: File> State<F> {
         let (count, bytes) = self.totals.of(&entry.attachment);
         *count -= 1;
         *bytes -= u128::from(entry.attachment.file.size());
-        if entry.deadline != Deadline::NEVER {
-            self.expiry.remove(&(entry.deadline, slot));
+        self.totals.owned_count -= u64::from(entry.owners > 0);
+        if let Some(deadline) = entry.due() {
+            self.expiry.remove(&(deadline, slot));
         }
     }
 
@@ -268,7 +370,8 @@ impl<F: File> Default for Shared<F> {
             expiry: BTreeSet::new(),
             totals: Totals::default(),
             entered: 0,
-            tickets: UnderWay::default(),
+            owned: HashMap::default(),
+            tickets: HashMap::default(),
             stopped: false,
         }))
     }

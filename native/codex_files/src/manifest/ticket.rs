@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::attachment::{Attachment, File};
-use super::state::{Shared, State, Waits};
+use super::state::{Out, Shared, State, Waits};
 use super::waiting::Outcome;
 use crate::checksum::Checksum;
 use crate::error::{Error, Result};
-use crate::retention::Retention;
+use crate::retention::Keep;
 use crate::time::Now;
 
 /// Dropped, it is given back and all who wait ask again.
@@ -30,14 +30,16 @@ impl<F: File> Ticket<F> {
     /// who came after that one go on waiting.
     fn give_back(&mut self, state: &mut State<F>) -> GivenBack<F> {
         self.out = false;
-        let mut waiting = state.tickets.remove(&self.key).unwrap_or_default();
+        let out = state.tickets.remove(&self.key);
+        let mut waiting = out.map_or_else(Vec::new, |out| out.waiting);
         let removal = waiting
             .iter()
             .position(|waits| matches!(waits, Waits::Removal(_)));
         let handed_on = removal.and_then(|at| {
             let entry = state.attachment(&self.key)?.clone();
             let later = waiting.split_off(at + 1);
-            state.tickets.insert(self.key.clone(), later);
+            let out = Out::to_remove(later);
+            state.tickets.insert(self.key.clone(), out);
             Some(entry)
         });
         GivenBack { waiting, handed_on }
@@ -86,7 +88,7 @@ impl<F: File> Drop for Ticket<F> {
 #[must_use]
 pub struct Staging<F: File> {
     ticket: Ticket<F>,
-    retention: Retention,
+    keep: Keep,
     /// The file of the entry that is there, found missing or changed.
     replaces: Option<F>,
 }
@@ -96,7 +98,7 @@ impl<F: File> Staging<F> {
     pub(super) fn new(
         state: Arc<Shared<F>>,
         key: Checksum,
-        retention: Retention,
+        keep: Keep,
         replaces: Option<F>,
     ) -> Self {
         let ticket = Ticket {
@@ -106,7 +108,7 @@ impl<F: File> Staging<F> {
         };
         Self {
             ticket,
-            retention,
+            keep,
             replaces,
         }
     }
@@ -136,10 +138,10 @@ impl<F: File> Staging<F> {
                 self.ticket.out = false;
                 return Err(Error::Stopped);
             }
-            let attachment = state.enter(file, self.retention, now);
+            let attachment = state.enter(file, self.keep, now);
             let mut given_back = self.ticket.give_back(&mut state);
             let mut refresh = |waits: &Waits<F>| match waits {
-                Waits::Staging { retention, .. } => state.refresh(file, *retention, now),
+                Waits::Staging { keep, .. } => state.refresh(file, *keep, now),
                 Waits::Removal(_) => None,
             };
             let refreshed: Vec<_> = given_back.waiting.iter().map(&mut refresh).collect();
@@ -184,6 +186,13 @@ impl<F: File> Removal<F> {
     #[must_use]
     pub fn attachment(&self) -> &Attachment<F> {
         &self.attachment
+    }
+
+    /// Whether nothing keeps the attachment `now`: the ticket may have been waited for.
+    #[must_use]
+    pub fn has_expired(&self, now: Now) -> bool {
+        let state = self.ticket.state.lock("manifest-has_expired");
+        state.has_expired(&self.attachment.file, now)
     }
 
     /// Takes the entry out: its file is gone.

@@ -1,7 +1,5 @@
 //! Those who wait for somebody else's work, and what they are told.
 
-use foldhash::HashMap;
-
 use super::attachment::Attachment;
 use crate::error::Error;
 
@@ -64,7 +62,3 @@ impl<F> Drop for Waiter<F> {
         }
     }
 }
-
-/// The work that is under way, by its key, and who waits for its end, in order of arrival: to be told
-/// without a lock.
-pub type UnderWay<K, W> = HashMap<K, Vec<W>>;

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::manifest::Admission;
 use crate::manifest::waiting::Origin;
 use crate::panics::contained;
-use crate::retention::Retention;
+use crate::retention::Keep;
 use crate::time::Now;
 
 /// How a caller hears of the outcome.
@@ -35,19 +35,19 @@ pub(super) enum Admitted {
 pub(super) fn admit(
     registry: &Registry,
     checksum: &Checksum,
-    retention: Retention,
+    keep: Keep,
     mut make_waiter: impl FnMut() -> Waiter,
 ) -> Result<Admitted> {
     let mut lost: Option<Arc<StagedFile>> = None;
     loop {
         match registry
             .manifest
-            .admit(checksum, retention, lost.as_ref(), &mut make_waiter)?
+            .admit(checksum, keep, lost.as_ref(), &mut make_waiter)?
         {
             Admission::Waiting => return Ok(Admitted::Waiting),
             Admission::Lead(staging) => return Ok(Admitted::Lead(staging)),
             Admission::Known(file) if file.is_intact() => {
-                if let Some(known) = registry.manifest.refresh(&file, retention, Now::read()) {
+                if let Some(known) = registry.manifest.refresh(&file, keep, Now::read()) {
                     return Ok(Admitted::Known(known));
                 }
             }
@@ -57,15 +57,11 @@ pub(super) fn admit(
 }
 
 /// Renews what is staged, if the file is still there and nobody is at work on it.
-pub(super) fn renew(
-    registry: &Registry,
-    file: &Arc<StagedFile>,
-    retention: Retention,
-) -> Option<Attachment> {
+pub(super) fn renew(registry: &Registry, file: &Arc<StagedFile>, keep: Keep) -> Option<Attachment> {
     if !file.is_intact() {
         return None;
     }
-    registry.manifest.refresh(file, retention, Now::read())
+    registry.manifest.refresh(file, keep, Now::read())
 }
 
 /// Enters a file that is in place under the ticket for its checksum.

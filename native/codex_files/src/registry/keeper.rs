@@ -6,15 +6,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
-use super::Registry;
 use super::keeping::{Keeper, Keeping};
-use super::remove::{self, RemoveAll, Report};
+use super::remove::{self, RemoveAll};
 use super::reply::{Reply, replying};
+use super::{Observer, Registry};
 use crate::disk::areas::Areas;
 use crate::disk::staged_file::StagedFile;
 use crate::error::{Failures, Result};
 use crate::manifest::Manifest;
-use crate::panics::contained;
 use crate::recognition::Recognition;
 use crate::space::Space;
 use crate::threads::sweeper::{self, Due, Given, Progress, Work};
@@ -35,14 +34,6 @@ pub struct Options {
     pub observer: Arc<dyn Observer>,
 }
 
-/// Hears, on the cleanup thread, what it does without being asked.
-pub trait Observer: Send + Sync {
-    /// A periodic cleanup has removed some files, or could not. It tells so of few at a time.
-    fn cleaned(&self, report: Report);
-    /// No successor came in time, and the registry has stopped.
-    fn stopped(&self);
-}
-
 /// An empty registry, with its cleanup thread. It waits for its keeper as for a successor.
 ///
 /// # Errors
@@ -59,45 +50,42 @@ pub fn start(options: Options) -> Result<Arc<Registry>> {
         at_work: RwLock::new(()),
         space: Space::default(),
         sweeper,
+        observer: options.observer,
     });
     // The thread holds no strong reference while it waits: a registry that nobody needs any more goes,
     // and takes the way to the thread along.
     let weak = Arc::downgrade(&registry);
     sweeper::start(inbox, move || match weak.upgrade() {
-        Some(registry) => due(&registry, options.orphan_grace, &options.observer),
+        Some(registry) => due(&registry, options.orphan_grace),
         None => Due::Nothing,
     })?;
     Ok(registry)
 }
 
 /// What the cleanup thread has to do of itself.
-fn due(registry: &Arc<Registry>, orphan_grace: Duration, observer: &Arc<dyn Observer>) -> Due {
+fn due(registry: &Arc<Registry>, orphan_grace: Duration) -> Due {
     let now = Instant::now();
-    let observer = observer.clone();
     if registry.keeping.stop_if_abandoned(orphan_grace, now) {
+        let observer = registry.observer.clone();
         let reply = Reply::new(move |_| observer.stopped());
         return Due::Now(stopping(registry, reply));
     }
     if registry.keeping.cleanup_is_due(now) {
-        return Due::Now(Given::Work(cleanup(registry, observer)));
+        return Due::Now(Given::Work(cleanup(registry)));
     }
     Due::At(registry.keeping.next_event(orphan_grace))
 }
 
 /// Removes what has expired, and tells of each batch: whoever is told of very many at once needs the
 /// memory for it.
-fn cleanup(registry: &Arc<Registry>, observer: Arc<dyn Observer>) -> Work {
+fn cleanup(registry: &Arc<Registry>) -> Work {
     let next = NextCleanup(registry.clone());
     let mut next_part = remove::sweeping(registry);
     Box::new(move || {
-        let _until_then = &next;
         let Some(part) = next_part() else {
             return Progress::Done;
         };
-        if !(part.cleaned.is_empty() && part.failed.is_empty()) {
-            // A panic of one who hears of it must not end the cleanup.
-            let _ = contained(|| observer.cleaned(part));
-        }
+        next.0.tell_cleaned(part);
         Progress::More
     })
 }

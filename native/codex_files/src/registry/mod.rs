@@ -3,9 +3,13 @@
 //! Its parts are here; what can be done with it is in a file for each verb.
 
 pub mod admission;
+pub mod fetch;
 pub mod keeper;
 pub mod keeping;
+pub mod owner;
+pub mod owners;
 pub mod remove;
+pub mod removed;
 pub mod reply;
 pub mod stage_at;
 pub mod stage_file;
@@ -16,13 +20,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use self::keeping::Keeping;
+use self::owner::Owner;
+use self::removed::Removed;
 use crate::checksum::Checksum;
 use crate::disk::areas::Areas;
 use crate::disk::staged_file::StagedFile;
+use crate::disk::staging_dir::StagingDir;
 use crate::error::{Error, Result};
 use crate::manifest::attachment::File;
 use crate::manifest::{self, Manifest};
+use crate::panics::contained;
 use crate::recognition::Recognition;
+use crate::retention::Keep;
 use crate::space::Space;
 use crate::threads::sweeper::Sweeper;
 
@@ -32,8 +41,31 @@ pub type Attachment = manifest::attachment::Attachment<Arc<StagedFile>>;
 pub type Outcome = manifest::waiting::Outcome<Arc<StagedFile>>;
 /// A caller that waits for the outcome of somebody else's work.
 pub type Waiter = manifest::waiting::Waiter<Arc<StagedFile>>;
+/// What a cleanup did.
+pub type Report = Removed<Arc<StagedFile>>;
 /// The ticket to put a checksum's file in place.
 type Staging = manifest::Staging<Arc<StagedFile>>;
+
+/// How to stage a content, wherever it comes from.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The name to stage it under.
+    pub name: Box<[u8]>,
+    /// What to keep it by.
+    pub keep: Keep,
+    /// The owner that it is to be kept by, held until the staging has been answered.
+    pub owner: Option<Arc<Owner>>,
+    /// Where.
+    pub staging_dir: StagingDir,
+}
+
+/// Hears, on the cleanup thread, what it does without being asked.
+pub trait Observer: Send + Sync {
+    /// Some files that nothing keeps have been removed, or could not be. It tells so of few at a time.
+    fn cleaned(&self, report: Report);
+    /// No successor came in time, and the registry has stopped.
+    fn stopped(&self);
+}
 
 /// Makes the waiter of a call that cannot be answered at once.
 pub type MakeWaiter<'a> = &'a dyn Fn() -> Waiter;
@@ -65,6 +97,7 @@ pub struct Registry {
     /// The copies of large files, under their own digest, that are under way.
     space: Space,
     sweeper: Sweeper,
+    observer: Arc<dyn Observer>,
 }
 
 impl Registry {
@@ -78,6 +111,14 @@ impl Registry {
     fn work(&self) -> Result<RwLockReadGuard<'_, ()>> {
         // Only the stop has it to itself.
         self.at_work.try_read().ok_or(Error::Stopped)
+    }
+
+    /// Tells of what was removed without being asked for, if there is any.
+    fn tell_cleaned(&self, report: Report) {
+        if !(report.cleaned.is_empty() && report.failed.is_empty()) {
+            // A panic of one who hears of it harms nobody else.
+            let _ = contained(|| self.observer.cleaned(report));
+        }
     }
 
     /// Has all who stage give up.

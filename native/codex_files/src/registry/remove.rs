@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::removed::Removed;
 use super::reply::{Reply, replying};
-use super::{Registry, StagedFile};
+use super::{Registry, Report, StagedFile};
 use crate::disk::purge::Purge;
 use crate::disk::staging_dir::StagingDir;
 use crate::error::{Error, Failures, Result};
@@ -18,28 +19,7 @@ use crate::time::Now;
 
 /// How many removals are admitted at once: few enough to keep the lock short, and other work of the
 /// cleanup thread waiting only for a moment.
-const BATCH: usize = 64;
-
-/// What a cleanup of files of the kind `F` did.
-#[derive(Debug)]
-pub struct Removed<F> {
-    /// The attachments whose files are gone.
-    pub cleaned: Vec<Attachment<F>>,
-    /// Those whose files could not be removed; they stay, and are tried again.
-    pub failed: Vec<(Attachment<F>, Error)>,
-}
-
-impl<F> Default for Removed<F> {
-    fn default() -> Self {
-        Self {
-            cleaned: Vec::new(),
-            failed: Vec::new(),
-        }
-    }
-}
-
-/// What a cleanup did.
-pub type Report = Removed<Arc<StagedFile>>;
+pub(super) const BATCH: usize = 64;
 
 /// Removes what has expired by now, and replies with a report on all of it. What expires meanwhile is the
 /// next one's: it would never end if files expired as fast as they are removed.
@@ -56,6 +36,38 @@ pub fn cleanup(registry: &Arc<Registry>, reply: Reply<Report>) {
             }
             None => Some(std::mem::take(&mut whole)),
         }));
+}
+
+/// Removes the attachment of a checksum, whoever keeps it, once the work on it that is under way has ended.
+/// The reply says what has become of it: nothing, if it is not staged.
+pub fn unstage(registry: &Arc<Registry>, checksum: &[u8], reply: Reply<Report>) {
+    let mut reply = Some(reply);
+    let there = registry.manifest.entry(checksum);
+    let removals = registry.manifest.claim(there.as_slice(), || {
+        let (registry, reply) = (registry.clone(), reply.take()?);
+        Some(Box::new(move |removal| {
+            give_unstaging(&registry, removal, reply);
+        }))
+    });
+    if let Some(reply) = reply {
+        give_unstaging(registry, removals.into_iter().next(), reply);
+    }
+}
+
+fn give_unstaging(
+    registry: &Arc<Registry>,
+    mut removal: Option<Removal<Arc<StagedFile>>>,
+    reply: Reply<Report>,
+) {
+    let given_to = registry.clone();
+    registry.sweeper.give(replying(reply, move || {
+        let mut report = Report::default();
+        if let Some(removal) = removal.take() {
+            report.note(remove_from(&given_to, removal));
+            forget_removed(&given_to);
+        }
+        Some(report)
+    }));
 }
 
 /// Removes, part by part, what has expired by now.
@@ -187,10 +199,7 @@ pub fn sweep_a_batch<F: File>(
     cursor.as_ref()?;
     let mut part = Removed::default();
     for removal in manifest.claim_expired(now, cursor, BATCH) {
-        match remove_one(removal, &remove) {
-            Ok(attachment) => part.cleaned.push(attachment),
-            Err(failed) => part.failed.push(failed),
-        }
+        part.note(remove_one(removal, &remove));
     }
     Some(part)
 }
@@ -253,8 +262,16 @@ pub(super) fn remove_now(
     registry: &Registry,
     removal: Removal<Arc<StagedFile>>,
 ) -> Option<(PathBuf, Error)> {
-    let failed = remove_one(removal, remover(registry)).err()?;
+    let failed = remove_from(registry, removal).err()?;
     Some((failed.0.file.path.to_path_buf(), failed.1))
+}
+
+/// Removes an attachment of a registry.
+pub(super) fn remove_from(
+    registry: &Registry,
+    removal: Removal<Arc<StagedFile>>,
+) -> Result<super::Attachment, (super::Attachment, Error)> {
+    remove_one(removal, remover(registry))
 }
 
 /// What removes the files of a registry.
@@ -269,7 +286,7 @@ fn remover(registry: &Registry) -> impl Fn(&Arc<StagedFile>) -> Result<()> {
 }
 
 /// Forgets the sources of files that have been removed.
-fn forget_removed(registry: &Registry) {
+pub(super) fn forget_removed(registry: &Registry) {
     if let Some(recognition) = &registry.recognition {
         recognition.forget_removed();
     }

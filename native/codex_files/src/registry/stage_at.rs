@@ -13,7 +13,7 @@ use crate::disk::staged_file::StagedFile;
 use crate::disk::staging_dir::StagingDir;
 use crate::error::{Error, Result};
 use crate::panics::{self, contained};
-use crate::retention::Retention;
+use crate::retention::Keep;
 use crate::threads::copiers;
 
 /// What is to be staged, and where.
@@ -24,7 +24,7 @@ pub struct StageAt {
     /// The name to report.
     pub name: Box<[u8]>,
     /// How long to keep it.
-    pub retention: Retention,
+    pub keep: Keep,
     /// The size to report, in bytes.
     pub size: u64,
     /// What to copy.
@@ -39,12 +39,12 @@ pub struct StageAt {
 /// is short enough for a scheduler's thread, if not for nothing: what no cache leads to any more is
 /// read from the disk.
 #[must_use]
-pub fn refresh(registry: &Registry, checksum: &[u8], retention: Retention) -> Option<Attachment> {
+pub fn refresh(registry: &Registry, checksum: &[u8], keep: Keep) -> Option<Attachment> {
     let file = registry.manifest.lookup(checksum)?;
     if !file.is_local() {
         return None;
     }
-    renew(registry, &file, retention)
+    renew(registry, &file, keep)
 }
 
 /// Stages a file under the caller's checksum.
@@ -54,7 +54,7 @@ pub fn stage_at(
     make_waiter: MakeWaiter<'_>,
 ) -> Answer {
     answer(|| {
-        let staging = match admit(registry, &request.checksum, request.retention, make_waiter)? {
+        let staging = match admit(registry, &request.checksum, request.keep, make_waiter)? {
             Admitted::Known(attachment) => return Ok(Answer::Now(Outcome::known(attachment))),
             Admitted::Waiting => return Ok(Answer::ByWaiter),
             Admitted::Lead(staging) => staging,

@@ -6,18 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::admission::{Admitted, Answer, admit, answer, enter, fail, renew};
-use super::{Attachment, MakeWaiter, Outcome, Registry, Staging, Waiter};
+use super::{Attachment, MakeWaiter, Outcome, Registry, Request, Staging, Waiter};
 use crate::checksum::{self, Content};
 use crate::disk::area::PublishError;
 use crate::disk::buffer::Buffer;
 use crate::disk::file_id::Fingerprint;
 use crate::disk::scratch;
 use crate::disk::source::{self, INLINE_LIMIT, SMALL_BUFFER, Source};
-use crate::disk::staging_dir::StagingDir;
 use crate::error::{Error, Result};
 use crate::panics::{self, contained};
 use crate::recognition::Likeness;
-use crate::retention::Retention;
+use crate::retention::Keep;
 use crate::threads::copiers;
 
 /// What is to be staged, and how.
@@ -25,12 +24,8 @@ use crate::threads::copiers;
 pub struct StageFile {
     /// What to copy.
     pub source: PathBuf,
-    /// The name to stage it under.
-    pub name: Box<[u8]>,
-    /// How long to keep it.
-    pub retention: Retention,
-    /// Where.
-    pub staging_dir: StagingDir,
+    /// How to stage it.
+    pub to: Request,
 }
 
 /// Why [`refresh`] did not stage a file.
@@ -59,7 +54,7 @@ thread_local! {
 pub fn refresh(
     registry: &Registry,
     source: &Path,
-    retention: Retention,
+    keep: Keep,
 ) -> std::result::Result<Attachment, Miss> {
     let recognition = registry.recognition.as_ref().ok_or(Miss::Unseen)?;
     let seen = source::glance(source).ok_or(Miss::Unseen)?;
@@ -67,7 +62,7 @@ pub fn refresh(
     if !file.is_local() {
         return Err(Miss::Unseen);
     }
-    renew(registry, &file, retention).ok_or(Miss::Unseen)
+    renew(registry, &file, keep).ok_or(Miss::Unseen)
 }
 
 /// Stages a file under its own digest. `miss` is what a glance has told of it just now: a file that
@@ -81,7 +76,7 @@ pub fn stage_file(
     answer(|| {
         if miss == Miss::Unseen {
             let seen = Fingerprint::of(&source::look(&request.source)?);
-            if let Some(attachment) = renew_unchanged(registry, &seen, request.retention) {
+            if let Some(attachment) = renew_unchanged(registry, &seen, request.to.keep) {
                 return Ok(Answer::Now(Outcome::known(attachment)));
             }
         }
@@ -117,14 +112,10 @@ pub fn stage_file(
 }
 
 /// Stages a file again that is recognised as one that was hashed before.
-fn renew_unchanged(
-    registry: &Registry,
-    seen: &Fingerprint,
-    retention: Retention,
-) -> Option<Attachment> {
+fn renew_unchanged(registry: &Registry, seen: &Fingerprint, keep: Keep) -> Option<Attachment> {
     let recognition = registry.recognition.as_ref()?;
     let file = recognition.find(seen, Likeness::Proof)?;
-    renew(registry, &file, retention)
+    renew(registry, &file, keep)
 }
 
 /// Stages a small file, whose `content` has been read. It is written only if that is new.
@@ -139,12 +130,12 @@ fn stage_small(
     let digest = checksum::digest(content);
     let checksum = checksum::key(&digest);
     let size = content.len() as u64;
-    let outcome = match admit(registry, &checksum, request.retention, make_waiter)? {
+    let outcome = match admit(registry, &checksum, request.to.keep, make_waiter)? {
         Admitted::Known(attachment) => Outcome::known(attachment),
         Admitted::Waiting => return Ok(Answer::ByWaiter),
         Admitted::Lead(staging) => {
-            let published = registry.areas.with_area(&request.staging_dir, |area| {
-                let (name, mode) = (&request.name, source.staged_mode());
+            let published = registry.areas.with_area(&request.to.staging_dir, |area| {
+                let (name, mode) = (&request.to.name, source.staged_mode());
                 scratch::publish_content(area, &checksum, name, content, mode)
             });
             match published {
@@ -180,7 +171,7 @@ fn stage_large(
         None
     };
     // While this copy waited for its turn, somebody else may have made it.
-    if let Some(attachment) = renew_unchanged(registry, &seen, request.retention) {
+    if let Some(attachment) = renew_unchanged(registry, &seen, request.to.keep) {
         return Ok(Outcome::known(attachment));
     }
     // What was staged before, and looks the same, is probably staged still.
@@ -214,7 +205,7 @@ fn copy_large(
         if staging.is_none() && (read_first || lack_of_room.is_some()) {
             let content = source.content()?;
             let checksum = checksum::key(&content.digest);
-            match admit(registry, &checksum, request.retention, || hand_over(waiter))? {
+            match admit(registry, &checksum, request.to.keep, || hand_over(waiter))? {
                 Admitted::Lead(lead) => staging = Some(lead),
                 Admitted::Waiting => return Ok(Outcome::Retry),
                 Admitted::Known(attachment) => {
@@ -260,7 +251,7 @@ fn copy_once(
     waiter: &mut Option<Waiter>,
 ) -> Result<Outcome> {
     let mode = source.staged_mode();
-    let copied = registry.areas.with_area(&request.staging_dir, |area| {
+    let copied = registry.areas.with_area(&request.to.staging_dir, |area| {
         let scratch = scratch::numbered(area, mode)?;
         let content = scratch.fill(source)?;
         let checksum = checksum::key(&content.digest);
@@ -270,7 +261,7 @@ fn copy_once(
             .filter(|staging| *staging.checksum() == checksum);
         let admitted = match ticket {
             Some(ticket) => Admitted::Lead(ticket),
-            None => admit(registry, &checksum, request.retention, || hand_over(waiter))?,
+            None => admit(registry, &checksum, request.to.keep, || hand_over(waiter))?,
         };
         let lead = match admitted {
             Admitted::Lead(lead) => staging.insert(lead),
@@ -278,7 +269,7 @@ fn copy_once(
             Admitted::Known(attachment) => return Ok((content, Err(Outcome::known(attachment)))),
             Admitted::Waiting => return Ok((content, Err(Outcome::Retry))),
         };
-        let published = scratch.publish(lead.checksum(), &request.name, content.size, mode);
+        let published = scratch.publish(lead.checksum(), &request.to.name, content.size, mode);
         if matches!(published, Err(PublishError::AreaLost)) {
             // The copy went with its area, and the next one may have another content.
             *staging = None;

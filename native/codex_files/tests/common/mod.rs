@@ -19,12 +19,12 @@ use codex_files::error::Failures;
 use codex_files::manifest::Totals;
 use codex_files::manifest::waiting::Origin;
 use codex_files::registry::admission::Answer;
-use codex_files::registry::keeper::{self, Observer, Options};
-use codex_files::registry::remove::{self, Report};
+use codex_files::registry::keeper::{self, Options};
+use codex_files::registry::remove;
 use codex_files::registry::reply::Reply;
 use codex_files::registry::stage_at::{self, StageAt};
 use codex_files::registry::stage_file::{self, StageFile};
-use codex_files::registry::{Attachment, Outcome, Registry, Waiter};
+use codex_files::registry::{Attachment, Observer, Outcome, Registry, Report, Request, Waiter};
 use codex_files::retention::{Retention, Ttl};
 
 /// How long anything may take before a test gives up on it: far longer than it ever should.
@@ -133,9 +133,12 @@ impl Lab {
     pub fn file_request(&self, source: &Path, name: &OsStr) -> StageFile {
         StageFile {
             source: source.to_owned(),
-            name: name.as_bytes().into(),
-            retention: self.retention,
-            staging_dir: self.staging_dir(),
+            to: Request {
+                name: name.as_bytes().into(),
+                keep: self.retention.into(),
+                owner: None,
+                staging_dir: self.staging_dir(),
+            },
         }
     }
 
@@ -148,7 +151,7 @@ impl Lab {
         StageAt {
             checksum: key.into(),
             name: destination.file_name().unwrap().as_bytes().into(),
-            retention: self.retention,
+            keep: self.retention.into(),
             size: fs::metadata(source).map_or(0, |metadata| metadata.len()),
             source: source.to_owned(),
             destination: destination.to_owned(),
@@ -330,6 +333,7 @@ pub fn totals(attachments: &[Attachment]) -> Totals {
         persistent_bytes,
         expirable_count,
         expirable_bytes,
+        owned_count: 0,
     }
 }
 
@@ -366,7 +370,7 @@ pub const SMALL: usize = 4096;
 pub const LARGE: usize = INLINE_LIMIT + 1;
 
 pub fn stage_file(registry: &Arc<Registry>, request: &StageFile) -> Outcome {
-    match stage_file::refresh(registry, &request.source, request.retention) {
+    match stage_file::refresh(registry, &request.source, request.to.keep) {
         Ok(attachment) => {
             let origin = Origin::Known;
             Outcome::Staged { attachment, origin }
