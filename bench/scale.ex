@@ -179,7 +179,12 @@ defmodule Bench.Scale do
 
   defp registry(entries, dirs) do
     {:ok, handle} =
-      EntriesNif.open(:erlang.term_to_binary({__MODULE__, entries}), 3_600_000, false)
+      EntriesNif.open(
+        :erlang.term_to_binary({__MODULE__, entries}),
+        3_600_000,
+        {nil, :refuse},
+        false
+      )
 
     source = Path.join(dirs.work, "a real one")
     File.write!(source, :binary.copy("x", Sources.size()))

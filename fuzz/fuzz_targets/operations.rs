@@ -22,7 +22,8 @@ use codex_files::registry::remove;
 use codex_files::registry::reply::Reply;
 use codex_files::registry::stage_at::{self, StageAt};
 use codex_files::registry::stage_file::{self, Miss, StageFile};
-use codex_files::registry::{Attachment, Observer, Outcome, Registry, Report, Request, Waiter};
+use codex_files::manifest::budget::Budget;
+use codex_files::registry::{Attachment, Observer, Outcome, Registry, Report, Request, Waiter, Why};
 use codex_files::retention::{Retention, Ttl};
 use libfuzzer_sys::fuzz_target;
 use sha2::{Digest, Sha256};
@@ -102,7 +103,7 @@ enum Loss {
 struct Deaf;
 
 impl Observer for Deaf {
-    fn cleaned(&self, _report: Report) {}
+    fn removed(&self, _why: Why, _report: Report) {}
     fn stopped(&self) {}
 }
 
@@ -111,6 +112,7 @@ fn start() -> Arc<Registry> {
     keeper::start(Options {
         cleanup_interval: LONG,
         orphan_grace: LONG,
+        budget: Budget::default(),
         recognise_unchanged: true,
         observer: Arc::new(Deaf),
     })

@@ -402,7 +402,8 @@ defmodule Codex.FilesTest do
                expirable_count: 0,
                expirable_bytes: 0,
                next_expiry_at: nil,
-               owned_count: 0
+               owned_count: 0,
+               max_bytes: nil
              }
     end
 
@@ -426,7 +427,8 @@ defmodule Codex.FilesTest do
                expirable_count: 3,
                expirable_bytes: 9,
                next_expiry_at: DateTime.add(sooner.inserted_at, 30_000, :millisecond),
-               owned_count: 0
+               owned_count: 0,
+               max_bytes: nil
              }
 
       stage.("dddd", persist: true)

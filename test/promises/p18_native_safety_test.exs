@@ -185,13 +185,13 @@ defmodule Codex.Files.P18NativeSafetyTest do
   describe "the NIFs" do
     setup %{source: source, staging_dir: staging_dir} do
       # Not that of a registry that the other tests look at.
-      {:ok, handle} = Native.open(inspect(make_ref()), 60_000, true)
+      {:ok, handle} = Native.open(inspect(make_ref()), 60_000, {nil, :refuse}, true)
       on_exit(fn -> Native.stop(handle, make_ref()) end)
       dir = {staging_dir, false}
       opts = stage_opts(source, checksum: "key")
 
       nifs = [
-        open: ["name", 60_000, true],
+        open: ["name", 60_000, {nil, :refuse}, true],
         stop: [handle, make_ref()],
         purge: [handle, dir],
         refresh_at: [handle, opts],

@@ -123,10 +123,10 @@ defmodule Codex.Files.P18PanicsTest do
           {:ok, dir} = Codex.Files.Config.staging_dir()
           small = unquote(context.small)
           # One that no other code of the library comes to.
-          {:ok, handle} = Native.open("another", 60_000, true)
+          {:ok, handle} = Native.open("another", 60_000, {nil, :refuse}, true)
 
           nifs = [
-            open: ["a third", 60_000, true],
+            open: ["a third", 60_000, {nil, :refuse}, true],
             purge: [handle, dir],
             refresh_at: [handle, opts],
             refresh_file: [handle, small, :error, {false, 0, nil}],
@@ -276,7 +276,7 @@ defmodule Codex.Files.P18PanicsTest do
         alias Codex.Files.Native
 
         {:ok, dir} = Codex.Files.Config.staging_dir()
-        {:ok, handle} = Native.open("another", 60_000, true)
+        {:ok, handle} = Native.open("another", 60_000, {nil, :refuse}, true)
         # Until the answer is on its way neither the copy ends nor the stop.
         for point <- ["copier", "remove_all"],
             do: File.write!(Path.join(unquote(context.panics), point), "1000")
@@ -353,7 +353,7 @@ defmodule Codex.Files.P18PanicsTest do
       quote do
         alias Codex.Files.Native
 
-        {:ok, handle} = Native.open("another", 60_000, true)
+        {:ok, handle} = Native.open("another", 60_000, {nil, :refuse}, true)
         ref = make_ref()
         first = Native.stop(handle, make_ref())
         :wait = Native.stop(handle, ref)

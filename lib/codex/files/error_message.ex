@@ -70,6 +70,11 @@ defmodule Codex.Files.ErrorMessage do
   defp say({:unknown_request, request}),
     do: "expected a request that the registry knows, got: #{inspect(request)}"
 
+  defp say({:over_budget, size, max_bytes}) do
+    "no room for #{size} bytes: the registry may store #{max_bytes} in all; " <>
+      "remove attachments, raise :max_bytes or have it evict with when_full: :evict"
+  end
+
   defp say(:not_staged), do: "no attachment of that id is staged, or its file has gone"
 
   defp say(:not_supported),

@@ -82,8 +82,9 @@ defmodule Codex.Files.ManifestTable do
       expirable_count: length(expirable),
       expirable_bytes: bytes.(expirable),
       next_expiry_at: next_expiry_at,
-      # A file module knows no owners.
-      owned_count: 0
+      # A file module knows no owners, and no budget.
+      owned_count: 0,
+      max_bytes: nil
     }
   end
 

@@ -16,6 +16,7 @@ defmodule Codex.Files.Native do
           {:ok, Attachment.t(), cached? :: boolean()} | {:error, term()} | :retry
   @typedoc "Whether the file is known to be new, or takes more than a glance."
   @type miss :: :new | :unseen
+  @type budget :: {max_bytes :: pos_integer() | nil, :refuse | :evict}
   @typedoc "What `temporary_owner/1` gives."
   @type temporary_owner :: reference()
   @typedoc "Without a TTL of its own, that of a staging is `nil`."
@@ -99,9 +100,9 @@ defmodule Codex.Files.Native do
 
   # A registry
 
-  @spec open(name :: binary(), cleanup_interval_ms :: non_neg_integer(), boolean()) ::
+  @spec open(name :: binary(), cleanup_interval_ms :: non_neg_integer(), budget(), boolean()) ::
           {:ok, handle()} | {:error, term()}
-  def open(_name, _cleanup_interval_ms, _recognise_unchanged), do: not_loaded()
+  def open(_name, _cleanup_interval_ms, _budget, _recognise_unchanged), do: not_loaded()
 
   @spec stop(handle(), reference()) :: :wait | :ok | {:error, term()}
   def stop(_handle, _reference), do: not_loaded()

@@ -272,7 +272,7 @@ defmodule Codex.Files.Registry do
   defp open_native(name, interval_ms, recognise?) do
     # A registry without a name has no successor: it is kept under a name that nobody else has.
     name = if name == nil, do: make_ref(), else: name
-    Native.open(:erlang.term_to_binary(name), interval_ms, recognise?)
+    Native.open(:erlang.term_to_binary(name), interval_ms, {nil, :refuse}, recognise?)
   end
 
   # Whatever may take long is done by a worker, which the caller waits for and this process does
@@ -326,6 +326,11 @@ defmodule Codex.Files.Registry do
   # memory that reports and the handlers of events take.
   def handle_info({:codex_files, :cleaned, report}, state) do
     _pid = spawn(fn -> Telemetry.cleaned(report) end)
+    {:noreply, state, :hibernate}
+  end
+
+  def handle_info({:codex_files, :evicted, report}, state) do
+    _pid = spawn(fn -> Telemetry.evicted(report) end)
     {:noreply, state, :hibernate}
   end
 

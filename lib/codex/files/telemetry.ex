@@ -28,9 +28,19 @@ defmodule Codex.Files.Telemetry do
 
   @doc "Emits an event for each attachment that a cleanup has removed, or could not remove."
   @spec cleaned(Codex.Files.Native.report()) :: :ok
-  def cleaned({cleaned, failed}) do
+  def cleaned(report), do: removed(:cleaned, report)
+
+  @doc "Emits an event for each attachment that made room for another, or could not be removed for it."
+  @spec evicted(Codex.Files.Native.report()) :: :ok
+  def evicted(report), do: removed(:evicted, report)
+
+  @doc "Emits an event for each attachment that was unstaged."
+  @spec unstaged([Attachment.t()]) :: :ok
+  def unstaged(attachments), do: removed(:unstaged, {attachments, []})
+
+  defp removed(event, {removed, failed}) do
     if loaded?() do
-      Enum.each(cleaned, &execute(:cleaned, measurements(&1), metadata(&1)))
+      Enum.each(removed, &execute(event, measurements(&1), metadata(&1)))
 
       Enum.each(failed, fn {attachment, reason} ->
         metadata = Map.put(metadata(attachment), :reason, reason)
@@ -39,14 +49,6 @@ defmodule Codex.Files.Telemetry do
     end
 
     :ok
-  end
-
-  @doc "Emits an event for each attachment that was unstaged."
-  @spec unstaged([Attachment.t()]) :: :ok
-  def unstaged(attachments) do
-    if loaded?(),
-      do: Enum.each(attachments, &execute(:unstaged, measurements(&1), metadata(&1))),
-      else: :ok
   end
 
   defp measurements(attachment), do: %{count: 1, bytes: attachment.size}

@@ -10,12 +10,15 @@ use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use codex_files::disk::staging_dir::StagingDir;
+use codex_files::manifest::budget::Budget;
 use codex_files::registry::admission::Answer;
 use codex_files::registry::keeper::{self, Options};
 use codex_files::registry::remove;
 use codex_files::registry::reply::Reply;
 use codex_files::registry::stage_file::{self, Miss, StageFile};
-use codex_files::registry::{Attachment, Observer, Outcome, Registry, Report, Request, Waiter};
+use codex_files::registry::{
+    Attachment, Observer, Outcome, Registry, Report, Request, Waiter, Why,
+};
 use codex_files::retention::Retention;
 use codex_files::time::Now;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -168,12 +171,13 @@ fn disk(criterion: &mut Criterion) {
 fn registry() -> Arc<Registry> {
     struct Nobody;
     impl Observer for Nobody {
-        fn cleaned(&self, _report: Report) {}
+        fn removed(&self, _why: Why, _report: Report) {}
         fn stopped(&self) {}
     }
     keeper::start(Options {
         cleanup_interval: Duration::from_secs(3_600),
         orphan_grace: Duration::from_secs(60),
+        budget: Budget::default(),
         recognise_unchanged: true,
         observer: Arc::new(Nobody),
     })

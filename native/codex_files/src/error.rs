@@ -55,6 +55,14 @@ pub enum Error {
         /// Why.
         reason: Insecurity,
     },
+    /// There is no room in the budget of the registry.
+    #[error("could not store {size} bytes: the registry may store {max_bytes} in all")]
+    OverBudget {
+        /// What was to be stored, in bytes.
+        size: u64,
+        /// The budget, in bytes.
+        max_bytes: u64,
+    },
     /// The registry was stopped while the operation was under way.
     #[error("the registry has stopped")]
     Stopped,
@@ -92,9 +100,10 @@ impl Error {
         }
     }
 
-    /// Whether there was no room for what was to be written.
+    /// Whether there was no room for what was to be written, on the disk or in the budget.
     pub(crate) fn is_lack_of_room(&self) -> bool {
         matches!(self.errno(), Some(Errno::ENOSPC | Errno::EDQUOT))
+            || matches!(self, Error::OverBudget { .. })
     }
 }
 

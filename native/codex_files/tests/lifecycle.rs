@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 
 use codex_files::disk::source::INLINE_LIMIT;
 use codex_files::error::Error;
+use codex_files::manifest::budget::Budget;
 use codex_files::manifest::{Admission, Manifest};
 use codex_files::registry::admission::Answer;
 use codex_files::registry::keeper::{self, Options};
 use codex_files::registry::remove;
 use codex_files::registry::reply::Reply;
 use codex_files::registry::stage_file::{self, Miss};
-use codex_files::registry::{Observer, Outcome, Report, Waiter};
+use codex_files::registry::{Observer, Outcome, Report, Waiter, Why};
 use codex_files::registry::{Registry, stage_at};
 use common::*;
 
@@ -33,7 +34,7 @@ struct Heard {
 }
 
 impl Observer for Heard {
-    fn cleaned(&self, report: Report) {
+    fn removed(&self, _why: Why, report: Report) {
         self.cleanups.fetch_add(1, Ordering::SeqCst);
         self.cleaned
             .fetch_add(report.cleaned.len(), Ordering::SeqCst);
@@ -54,6 +55,7 @@ fn lab_with(cleanup_interval: Duration, orphan_grace: Duration, heard: &Heard) -
     lab.registry = keeper::start(Options {
         cleanup_interval,
         orphan_grace,
+        budget: Budget::default(),
         recognise_unchanged: true,
         observer: Arc::new(heard.clone()),
     })
@@ -118,7 +120,7 @@ struct Restages {
 }
 
 impl Observer for Restages {
-    fn cleaned(&self, report: Report) {
+    fn removed(&self, _why: Why, report: Report) {
         self.cleaned
             .fetch_add(report.cleaned.len(), Ordering::SeqCst);
         let lab = self.lab.wait();
@@ -137,6 +139,7 @@ fn a_cleanup_ends_though_there_is_always_more_that_has_expired() {
     lab.registry = keeper::start(Options {
         cleanup_interval: Duration::from_millis(1),
         orphan_grace: LONG,
+        budget: Budget::default(),
         recognise_unchanged: true,
         observer: observer.clone(),
     })

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use codex_files::disk::staging_dir::StagingDir;
+use codex_files::manifest::budget::{Budget, WhenFull};
 use codex_files::name::{check_name, default_name};
 use codex_files::registry::Request;
 use codex_files::registry::owner::Owner;
@@ -155,6 +156,23 @@ pub(crate) fn pid(term: Term<'_>) -> Decoded<'_, LocalPid> {
 
 fn is_nil(term: Term<'_>) -> bool {
     term.decode::<Atom>().is_ok_and(|atom| atom == atoms::nil())
+}
+
+/// `{max_bytes | nil, :refuse | :evict}`.
+pub(crate) fn budget(term: Term<'_>) -> Decoded<'_, Budget> {
+    let (max_bytes, when_full): (Term<'_>, Term<'_>) = value(atoms::opts(), term)?;
+    let when: Atom = value(atoms::when_full(), when_full)?;
+    let when_full = if when == atoms::refuse() {
+        WhenFull::Refuse
+    } else if when == atoms::evict() {
+        WhenFull::Evict
+    } else {
+        return Err(invalid(atoms::when_full(), when_full));
+    };
+    Ok(Budget {
+        max_bytes: value(atoms::max_bytes(), max_bytes)?,
+        when_full,
+    })
 }
 
 /// `{path, default?}`.

@@ -64,6 +64,9 @@ pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
             };
             (atoms::insecure_staging_dir(), string(path), reason).encode(env)
         }
+        Error::OverBudget { size, max_bytes } => {
+            (atoms::over_budget(), size, max_bytes).encode(env)
+        }
         Error::Stopped => atoms::stopped().encode(env),
         Error::Panic(message) => (atoms::native_panic(), &**message).encode(env),
     }
@@ -142,6 +145,7 @@ pub(crate) fn metrics<'a>(env: Env<'a>, metrics: &Metrics) -> Term<'a> {
             bytes(totals.expirable_bytes),
             next.unwrap_or_else(|| atoms::nil().encode(env)),
             totals.owned_count.encode(env),
+            metrics.max_bytes.encode(env),
         ],
     )
 }

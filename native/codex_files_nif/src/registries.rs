@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use codex_files::error::{Error, Result};
+use codex_files::manifest::budget::Budget;
 use codex_files::panics;
 use codex_files::registry::keeper::{self, Options};
 use codex_files::registry::keeping::Keeper;
 use codex_files::registry::owner::Owner;
-use codex_files::registry::{Observer, Registry, Report};
+use codex_files::registry::{Observer, Registry, Report, Why};
 use once_cell::sync::Lazy;
 use parking_lot::Mutex;
 use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc};
@@ -60,16 +61,15 @@ impl Resource for Handle {
 }
 
 impl Observer for Kept {
-    fn cleaned(&self, report: Report) {
+    fn removed(&self, why: Why, report: Report) {
         // If it has gone, so has the message.
         let keeper = *self.by.lock();
+        let what = match why {
+            Why::Expired => atoms::cleaned(),
+            Why::Evicted => atoms::evicted(),
+        };
         mailbox::tell(keeper, move |env| {
-            (
-                atoms::codex_files(),
-                atoms::cleaned(),
-                encode::report(env, &report),
-            )
-                .encode(env)
+            (atoms::codex_files(), what, encode::report(env, &report)).encode(env)
         });
     }
 
@@ -84,6 +84,7 @@ pub(crate) fn open(
     env: Env<'_>,
     name: &[u8],
     cleanup_interval: Duration,
+    budget: Budget,
     recognise_unchanged: bool,
 ) -> Result<ResourceArc<Handle>> {
     let pid = env.pid();
@@ -104,6 +105,7 @@ pub(crate) fn open(
             let registry = keeper::start(Options {
                 cleanup_interval,
                 orphan_grace: ORPHAN_GRACE,
+                budget,
                 recognise_unchanged,
                 observer: kept.clone(),
             })?;
@@ -119,6 +121,7 @@ pub(crate) fn open(
     let before = registries.insert(name.to_owned(), handle.clone());
     drop(registries);
     drop(before);
+    keeper::set_budget(&handle.registry, budget);
     keeper::set_cleanup_interval(&handle.registry, cleanup_interval);
     if handle.monitor(Some(env), &pid).is_none() {
         // It is being killed right now.

@@ -15,11 +15,13 @@ fn open<'a>(
     env: Env<'a>,
     name: Binary<'a>,
     cleanup_interval_ms: u64,
+    budget: Term<'a>,
     recognise_unchanged: bool,
 ) -> Term<'a> {
     guarded(env, "nif-open", || {
         let interval = Duration::from_millis(cleanup_interval_ms);
-        let opened = registries::open(env, name.as_slice(), interval, recognise_unchanged);
+        let budget = decode::budget(budget)?;
+        let opened = registries::open(env, name.as_slice(), interval, budget, recognise_unchanged);
         Ok(guard::result(env, opened, |handle| {
             (atoms::ok(), handle).encode(env)
         }))

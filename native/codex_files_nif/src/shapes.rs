@@ -64,7 +64,7 @@ impl<const N: usize> Shape<N> {
 pub(crate) struct Shapes {
     pub(crate) attachment: Shape<9>,
     pub(crate) date_time: Shape<13>,
-    pub(crate) metrics: Shape<8>,
+    pub(crate) metrics: Shape<9>,
 }
 
 macro_rules! shape {
@@ -81,7 +81,7 @@ impl Shapes {
             date_time: shape!(env: struct_key calendar year month day hour minute second microsecond
                 time_zone zone_abbr utc_offset std_offset),
             metrics: shape!(env: total_count total_bytes persistent_count persistent_bytes
-                expirable_count expirable_bytes next_expiry_at owned_count),
+                expirable_count expirable_bytes next_expiry_at owned_count max_bytes),
         })
     }
 }

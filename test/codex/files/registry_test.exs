@@ -613,7 +613,8 @@ defmodule Codex.Files.RegistryTest do
                    expirable_count: 1,
                    expirable_bytes: 3,
                    next_expiry_at: expired.inserted_at,
-                   owned_count: 0
+                   owned_count: 0,
+                   max_bytes: nil
                  }
 
           assert force_cleanup.() == :ok

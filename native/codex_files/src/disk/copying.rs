@@ -28,10 +28,21 @@ const COPIES_AHEAD: usize = 4;
 impl Source<'_> {
     /// Copies the content into `target`, which is empty, and gives its size and the digest of what
     /// was written.
-    pub(crate) fn copy_into(&self, target: &File, target_path: &Path) -> Result<Content> {
+    /// If it may be more than the source's size, `grow` is called with how much there will be, before.
+    pub(crate) fn copy_into(
+        &self,
+        target: &File,
+        target_path: &Path,
+        grow: &dyn Fn(u64) -> Result<()>,
+    ) -> Result<Content> {
         sys::rewind(&self.file).context("read", self.path)?;
         let copy_pieces = || {
-            self.hash_pieces(|piece| sys::write_all(target, piece).context("write to", target_path))
+            let mut there = 0;
+            self.hash_pieces(|piece| {
+                there += piece.len() as u64;
+                grow(there)?;
+                sys::write_all(target, piece).context("write to", target_path)
+            })
         };
         // What there is to gain from a second thread costs less than one.
         if self.size() <= INLINE_LIMIT as u64 {

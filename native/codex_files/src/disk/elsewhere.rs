@@ -124,9 +124,13 @@ impl ScratchBeside {
         &self.file.path
     }
 
-    /// Copies a source into it.
-    pub(crate) fn fill(&self, source: &Source<'_>) -> Result<Content> {
-        source.copy_into(self.file.file()?, self.path())
+    /// Copies a source into it: see [`Source::copy_into`].
+    pub(crate) fn fill(
+        &self,
+        source: &Source<'_>,
+        grow: &dyn Fn(u64) -> Result<()>,
+    ) -> Result<Content> {
+        source.copy_into(self.file.file()?, self.path(), grow)
     }
 
     /// Puts it in place as the file of a checksum.

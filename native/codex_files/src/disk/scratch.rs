@@ -82,9 +82,13 @@ impl Scratch {
         })
     }
 
-    /// Copies a source into it.
-    pub(crate) fn fill(&self, source: &Source<'_>) -> Result<Content> {
-        source.copy_into(self.file.file()?, &self.file.path)
+    /// Copies a source into it: see [`Source::copy_into`].
+    pub(crate) fn fill(
+        &self,
+        source: &Source<'_>,
+        grow: &dyn Fn(u64) -> Result<()>,
+    ) -> Result<Content> {
+        source.copy_into(self.file.file()?, &self.file.path, grow)
     }
 
     /// Puts it in place as the file of a checksum.

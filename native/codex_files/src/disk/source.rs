@@ -226,7 +226,10 @@ mod tests {
             };
             assert_eq!(source.content().expect("a digest"), opened);
             let mut copy = tempfile::tempfile().expect("a target");
-            assert_eq!(source.copy_into(&copy, &path).expect("a copy"), opened);
+            assert_eq!(
+                source.copy_into(&copy, &path, &|_| Ok(())).expect("a copy"),
+                opened
+            );
             let mut copied = Vec::new();
             copy.rewind().expect("a file");
             copy.read_to_end(&mut copied).expect("a file");

@@ -77,6 +77,19 @@ impl StagedFile {
         sys::lstat(&self.path).is_ok_and(|stat| Stamp::of(&stat) == self.stamp)
     }
 
+    /// Bytes, as they were written.
+    pub(crate) fn stored(&self) -> u64 {
+        self.stamp.size()
+    }
+
+    /// Removes what is left in its area of a file that was found missing or changed. Nobody is told of a
+    /// failure: whatever is put in its place replaces it.
+    pub(crate) fn clear_away(&self) {
+        if let Place::Area(area) = &self.place {
+            let _ = self.remove_file_from(area);
+        }
+    }
+
     /// The area that the file, or the record of it, is in.
     pub(crate) fn area(&self) -> &Area {
         match &self.place {

@@ -9,6 +9,10 @@ pub trait File: Clone + Send + Sync + 'static {
     fn key(&self) -> &Checksum;
     /// Bytes, as the caller gave them or as counted.
     fn size(&self) -> u64;
+    /// Bytes, as they are on the disk.
+    fn stored(&self) -> u64 {
+        self.size()
+    }
     /// Whether both are one and the same staged file, and not a later one of the same checksum.
     fn same(&self, other: &Self) -> bool;
 }

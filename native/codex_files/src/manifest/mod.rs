@@ -6,6 +6,8 @@
 //! While a ticket for a checksum is out, everybody else who wants to work on it waits.
 
 pub mod attachment;
+pub mod budget;
+mod reservation;
 mod slots;
 mod state;
 mod ticket;
@@ -15,6 +17,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use self::attachment::{Attachment, File};
+use self::budget::Budget;
 use self::slots::Slots;
 use self::state::{Due, Entry, Out, OwnedEntry, Shared, State, Waits};
 use self::waiting::{Outcome, Waiter};
@@ -24,6 +27,7 @@ use crate::panics;
 use crate::retention::{Keep, OwnerId};
 use crate::time::Now;
 
+pub use self::reservation::Reservation;
 pub use self::state::{Metrics, Totals};
 pub use self::ticket::{Removal, Staging};
 
@@ -150,6 +154,57 @@ impl<F: File> Manifest<F> {
     #[must_use]
     pub fn try_metrics(&self) -> Option<Metrics> {
         Some(self.state.try_lock("manifest-try_metrics")?.metrics())
+    }
+
+    /// Bounds the bytes of all attachments, and of all that are being written. What is there stays.
+    pub fn set_budget(&self, budget: Budget) {
+        self.state.lock("manifest-set_budget").budget = budget;
+    }
+
+    /// Reserves bytes of the budget, `now`, for a file that is to be written. It takes over those of the
+    /// `lost` one, for which the caller has the ticket. If there is no room the caller has to make some,
+    /// and to ask again with the same `cursor`: it moves past what was to go, so that one whose removal
+    /// fails is not met again.
+    ///
+    /// # Errors
+    /// [`Error::OverBudget`], and nothing is to go; [`Error::Stopped`].
+    pub fn reserve(
+        &self,
+        bytes: u64,
+        lost: Option<&F>,
+        now: Now,
+        cursor: &mut ExpiryCursor,
+    ) -> Result<Room<F>> {
+        // As in `claim_expired`.
+        let mut room = (Vec::new(), Vec::new());
+        let mut state = self.state.lock("manifest-reserve");
+        if state.stopped {
+            return Err(Error::Stopped);
+        }
+        let more = bytes.saturating_sub(lost.map_or(0, |lost| state.stored_of(lost)));
+        let Some(lacking) = state.usage.lacks(more, state.budget) else {
+            state.usage.reserved += u128::from(more);
+            return Ok(Room::Reserved {
+                reservation: Reservation::new(self.state.clone(), more),
+                took_over: more < bytes && state.budget.max_bytes.is_some(),
+            });
+        };
+        let Some(victims) = state.victims(cursor.0, lacking, now) else {
+            let max_bytes = state.budget.max_bytes.unwrap_or(u64::MAX);
+            return Err(Error::OverBudget {
+                size: bytes,
+                max_bytes,
+            });
+        };
+        cursor.0 = victims.last.map_or(cursor.0, Bound::Excluded);
+        for expired in victims.expired {
+            room.0.push(self.removal(&mut state, expired));
+        }
+        for evicted in victims.evicted {
+            room.1.push(self.removal(&mut state, evicted));
+        }
+        let (expired, evicted) = room;
+        Ok(Room::ToMake { expired, evicted })
     }
 
     /// Tickets to remove up to `limit` attachments that have expired `now`, the oldest deadline
@@ -307,7 +362,26 @@ impl<F: File> Manifest<F> {
     }
 }
 
-/// Where a walk over the expired attachments stands.
+/// What has come of asking for bytes of the budget.
+#[must_use]
+pub enum Room<F: File> {
+    /// They are the caller's.
+    Reserved {
+        /// To be spent, or given back.
+        reservation: Reservation<F>,
+        /// Some are those of the lost file: what may be left of that has to go before.
+        took_over: bool,
+    },
+    /// They will be there once these are gone.
+    ToMake {
+        /// What has expired.
+        expired: Vec<Removal<F>>,
+        /// What would have next.
+        evicted: Vec<Removal<F>>,
+    },
+}
+
+/// Where a walk over the attachments that expire stands.
 pub struct ExpiryCursor(Bound<Due>);
 
 impl ExpiryCursor {

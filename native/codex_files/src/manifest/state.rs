@@ -6,6 +6,7 @@ use std::ops::{Bound, DerefMut};
 use foldhash::HashMap;
 
 use super::attachment::{Attachment, EntryId, File};
+use super::budget::{Budget, Usage, WhenFull};
 use super::slots::Slots;
 use super::waiting::{Outcome, Waiter};
 use crate::checksum::Checksum;
@@ -45,6 +46,8 @@ impl Totals {
 pub struct Metrics {
     /// The counters.
     pub totals: Totals,
+    /// The budget, if there is one.
+    pub max_bytes: Option<u64>,
     /// When the first attachment without an owner expires, in milliseconds since the Unix epoch, UTC, on a wall
     /// clock that has not been set since the attachment was staged.
     pub next_expiry_at_ms: Option<i64>,
@@ -63,6 +66,8 @@ pub(super) struct Entry<F> {
     deadline: Deadline,
     /// How many of the sets of [`State::owned`] it is in.
     owners: u32,
+    /// The bytes that it counts for in [`State::usage`].
+    stored: u64,
 }
 
 impl<F> Entry<F> {
@@ -140,6 +145,10 @@ pub(super) struct State<F: File> {
     owned: HashMap<OwnerId, HashMap<Slot, EntryId>>,
     /// The sums over all occupied slots.
     totals: Totals,
+    /// The bytes of all occupied slots, of those in `expiry`, and of all reservations.
+    pub(super) usage: Usage,
+    /// What `usage` may come to. It may be more, if it was so before the budget was set.
+    pub(super) budget: Budget,
     /// How many entries there have ever been: the next one's number.
     entered: u64,
     /// The checksums for which a ticket is out. An entry that is being removed or replaced is still
@@ -187,6 +196,7 @@ impl<F: File> State<F> {
             attachment,
             deadline: retention.deadline(now),
             owners: 0,
+            stored: file.stored(),
         };
         let slot = self.free_slot(file.key());
         self.fill_owned(slot, entry, keep.owner)
@@ -208,6 +218,7 @@ impl<F: File> State<F> {
         now: Now,
     ) -> Attachment<F> {
         self.uncount(slot, &entry);
+        entry.stored = file.stored();
         let attachment = &mut entry.attachment;
         attachment.file = file.clone();
         attachment.retention = attachment.retention.merge(keep);
@@ -304,7 +315,9 @@ impl<F: File> State<F> {
         *count += 1;
         *bytes += u128::from(entry.attachment.file.size());
         self.totals.owned_count += u64::from(entry.owners > 0);
+        self.usage.stored += u128::from(entry.stored);
         if let Some(deadline) = entry.due() {
+            self.usage.evictable += u128::from(entry.stored);
             self.expiry.insert((deadline, slot));
         }
         self.entries.set(slot as usize, Some(entry));
@@ -315,7 +328,9 @@ impl<F: File> State<F> {
         *count -= 1;
         *bytes -= u128::from(entry.attachment.file.size());
         self.totals.owned_count -= u64::from(entry.owners > 0);
+        self.usage.stored -= u128::from(entry.stored);
         if let Some(deadline) = entry.due() {
+            self.usage.evictable -= u128::from(entry.stored);
             self.expiry.remove(&(deadline, slot));
         }
     }
@@ -343,6 +358,43 @@ impl<F: File> State<F> {
         (attachments, due.last().copied())
     }
 
+    /// The bytes of the entry of a file that has been lost.
+    pub(super) fn stored_of(&self, lost: &F) -> u64 {
+        self.entry_of(lost).map_or(0, |(_, entry)| entry.stored)
+    }
+
+    /// What is to go, after `from`, so that `lacking` bytes are there; `None` if what may go does not do.
+    pub(super) fn victims(&self, from: Bound<Due>, lacking: u128, now: Now) -> Option<Victims<F>> {
+        let until = match self.budget.when_full {
+            WhenFull::Evict if self.usage.evictable < lacking => return None,
+            WhenFull::Evict => Deadline::NEVER,
+            WhenFull::Refuse => Deadline(now.monotonic_ns),
+        };
+        let until = Bound::Included((until, Slot::MAX));
+        let mut victims = Victims::default();
+        let mut freed = 0;
+        for &(deadline, slot) in self.expiry.range((from, until)) {
+            let entry = self.entries.get(slot as usize).and_then(Option::as_ref);
+            let Some(entry) = entry.filter(|entry| entry.stored > 0) else {
+                continue;
+            };
+            if self.tickets.contains_key(entry.attachment.file.key()) {
+                continue;
+            }
+            freed += u128::from(entry.stored);
+            victims.last = Some((deadline, slot));
+            if entry.has_expired(now) {
+                victims.expired.push(entry.attachment.clone());
+            } else {
+                victims.evicted.push(entry.attachment.clone());
+            }
+            if freed >= lacking {
+                return Some(victims);
+            }
+        }
+        None
+    }
+
     pub(super) fn metrics(&self) -> Metrics {
         let next = self
             .expiry
@@ -350,10 +402,29 @@ impl<F: File> State<F> {
             .and_then(|&(_, slot)| self.entries.get(slot as usize)?.as_ref());
         Metrics {
             totals: self.totals,
+            max_bytes: self.budget.max_bytes,
             next_expiry_at_ms: next.and_then(|entry| match entry.attachment.retention.ttl {
                 Ttl::Millis(ttl) => entry.attachment.inserted_at_ms.checked_add_unsigned(ttl),
                 Ttl::Infinity => None,
             }),
+        }
+    }
+}
+
+/// What is to go to make room.
+pub(super) struct Victims<F> {
+    pub(super) expired: Vec<Attachment<F>>,
+    pub(super) evicted: Vec<Attachment<F>>,
+    /// The last of them.
+    pub(super) last: Option<Due>,
+}
+
+impl<F> Default for Victims<F> {
+    fn default() -> Self {
+        Self {
+            expired: Vec::new(),
+            evicted: Vec::new(),
+            last: None,
         }
     }
 }
@@ -369,6 +440,8 @@ impl<F: File> Default for Shared<F> {
             index: HashMap::default(),
             expiry: BTreeSet::new(),
             totals: Totals::default(),
+            usage: Usage::default(),
+            budget: Budget::default(),
             entered: 0,
             owned: HashMap::default(),
             tickets: HashMap::default(),

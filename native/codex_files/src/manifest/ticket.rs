@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::attachment::{Attachment, File};
+use super::reservation::Reservation;
 use super::state::{Out, Shared, State, Waits};
 use super::waiting::Outcome;
 use crate::checksum::Checksum;
@@ -91,6 +92,8 @@ pub struct Staging<F: File> {
     keep: Keep,
     /// The file of the entry that is there, found missing or changed.
     replaces: Option<F>,
+    /// The bytes of its file, and of the other names of that.
+    reservation: Option<Reservation<F>>,
 }
 
 impl<F: File> Staging<F> {
@@ -110,7 +113,14 @@ impl<F: File> Staging<F> {
             ticket,
             keep,
             replaces,
+            reservation: None,
         }
+    }
+
+    /// Takes the bytes that the commit is to spend.
+    pub fn spending(mut self, reservation: Reservation<F>) -> Self {
+        self.reservation = Some(reservation);
+        self
     }
 
     /// The checksum admitted.
@@ -125,7 +135,7 @@ impl<F: File> Staging<F> {
         self.replaces.as_ref()
     }
 
-    /// Enters `file`, which is in place, and answers those who wait as stagings of a known
+    /// Enters `file`, which is in place, spends what was reserved for it, and answers those who wait as stagings of a known
     /// checksum, in order of arrival.
     ///
     /// # Errors
@@ -139,6 +149,9 @@ impl<F: File> Staging<F> {
                 return Err(Error::Stopped);
             }
             let attachment = state.enter(file, self.keep, now);
+            if let Some(reservation) = self.reservation.as_mut() {
+                reservation.spend(&mut state);
+            }
             let mut given_back = self.ticket.give_back(&mut state);
             let mut refresh = |waits: &Waits<F>| match waits {
                 Waits::Staging { keep, .. } => state.refresh(file, *keep, now),

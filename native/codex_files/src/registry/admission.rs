@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Attachment, Outcome, Registry, StagedFile, Staging, Waiter};
+use super::{Attachment, Outcome, Registry, Reservation, StagedFile, Staging, Waiter};
 use crate::checksum::Checksum;
 use crate::error::{Error, Result};
 use crate::manifest::Admission;
@@ -65,13 +65,13 @@ pub(super) fn renew(registry: &Registry, file: &Arc<StagedFile>, keep: Keep) -> 
 }
 
 /// Enters a file that is in place under the ticket for its checksum.
-pub(super) fn enter(staging: Staging, file: StagedFile) -> Outcome {
+pub(super) fn enter(staging: Staging, file: StagedFile, room: Reservation) -> Outcome {
     let file = Arc::new(file);
     // The ticket is still out: nobody else works on what belongs to this checksum.
     if let Some(lost) = staging.replaces() {
         lost.give_way_to(&file);
     }
-    match staging.commit(&file, Now::read()) {
+    match staging.spending(room).commit(&file, Now::read()) {
         Ok(attachment) => Outcome::Staged {
             attachment,
             origin: Origin::Copied,

@@ -9,11 +9,12 @@ use parking_lot::RwLock;
 use super::keeping::{Keeper, Keeping};
 use super::remove::{self, RemoveAll};
 use super::reply::{Reply, replying};
-use super::{Observer, Registry};
+use super::{Observer, Registry, Why};
 use crate::disk::areas::Areas;
 use crate::disk::staged_file::StagedFile;
 use crate::error::{Failures, Result};
 use crate::manifest::Manifest;
+use crate::manifest::budget::Budget;
 use crate::recognition::Recognition;
 use crate::space::Space;
 use crate::threads::sweeper::{self, Due, Given, Progress, Work};
@@ -28,6 +29,8 @@ pub struct Options {
     pub cleanup_interval: Duration,
     /// For how long the attachments of a registry whose keeper was killed wait for its successor.
     pub orphan_grace: Duration,
+    /// How many bytes it may store.
+    pub budget: Budget,
     /// Recognise unchanged files by their times, without reading them.
     pub recognise_unchanged: bool,
     /// Who is told what the cleanup thread does of itself.
@@ -52,6 +55,7 @@ pub fn start(options: Options) -> Result<Arc<Registry>> {
         sweeper,
         observer: options.observer,
     });
+    set_budget(&registry, options.budget);
     // The thread holds no strong reference while it waits: a registry that nobody needs any more goes,
     // and takes the way to the thread along.
     let weak = Arc::downgrade(&registry);
@@ -85,7 +89,7 @@ fn cleanup(registry: &Arc<Registry>) -> Work {
         let Some(part) = next_part() else {
             return Progress::Done;
         };
-        next.0.tell_cleaned(part);
+        next.0.tell_removed(Why::Expired, part);
         Progress::More
     })
 }
@@ -97,6 +101,11 @@ impl Drop for NextCleanup {
     fn drop(&mut self) {
         self.0.keeping.schedule_next_cleanup();
     }
+}
+
+/// Changes how many bytes may be stored from now on. What is there stays.
+pub fn set_budget(registry: &Registry, budget: Budget) {
+    registry.manifest.set_budget(budget);
 }
 
 /// Changes the time between two cleanups.

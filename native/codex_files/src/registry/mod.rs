@@ -11,6 +11,7 @@ pub mod owners;
 pub mod remove;
 pub mod removed;
 pub mod reply;
+mod room;
 pub mod stage_at;
 pub mod stage_file;
 
@@ -43,6 +44,8 @@ pub type Outcome = manifest::waiting::Outcome<Arc<StagedFile>>;
 pub type Waiter = manifest::waiting::Waiter<Arc<StagedFile>>;
 /// What a cleanup did.
 pub type Report = Removed<Arc<StagedFile>>;
+/// Bytes of the budget that are about to be written.
+type Reservation = manifest::Reservation<Arc<StagedFile>>;
 /// The ticket to put a checksum's file in place.
 type Staging = manifest::Staging<Arc<StagedFile>>;
 
@@ -59,10 +62,19 @@ pub struct Request {
     pub staging_dir: StagingDir,
 }
 
-/// Hears, on the cleanup thread, what it does without being asked.
+/// Why files were removed that nobody asked to remove.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Nothing keeps them any more.
+    Expired,
+    /// They had to make room for others.
+    Evicted,
+}
+
+/// Hears, on any thread but those of schedulers that must not wait, what is done without being asked for.
 pub trait Observer: Send + Sync {
-    /// Some files that nothing keeps have been removed, or could not be. It tells so of few at a time.
-    fn cleaned(&self, report: Report);
+    /// Some files have been removed, or could not be. It tells so of few at a time.
+    fn removed(&self, why: Why, report: Report);
     /// No successor came in time, and the registry has stopped.
     fn stopped(&self);
 }
@@ -77,6 +89,10 @@ impl File for Arc<StagedFile> {
 
     fn size(&self) -> u64 {
         self.size
+    }
+
+    fn stored(&self) -> u64 {
+        StagedFile::stored(self)
     }
 
     fn same(&self, other: &Self) -> bool {
@@ -114,10 +130,10 @@ impl Registry {
     }
 
     /// Tells of what was removed without being asked for, if there is any.
-    fn tell_cleaned(&self, report: Report) {
+    fn tell_removed(&self, why: Why, report: Report) {
         if !(report.cleaned.is_empty() && report.failed.is_empty()) {
             // A panic of one who hears of it harms nobody else.
-            let _ = contained(|| self.observer.cleaned(report));
+            let _ = contained(|| self.observer.removed(why, report));
         }
     }
 

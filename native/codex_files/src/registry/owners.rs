@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use super::owner::Owner;
 use super::remove::{self, BATCH};
-use super::{Registry, Report, StagedFile};
+use super::{Registry, Report, StagedFile, Why};
 use crate::manifest::{Later, Removal};
 use crate::panics::contained;
 use crate::retention::OwnerId;
@@ -79,5 +79,5 @@ fn remove_left(registry: &Registry, removals: impl IntoIterator<Item = Removal<A
             report.note(removed);
         }
     }
-    registry.tell_cleaned(report);
+    registry.tell_removed(Why::Expired, report);
 }

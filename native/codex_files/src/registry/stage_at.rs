@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::admission::{Admitted, Answer, admit, answer, enter, fail, renew};
+use super::room::ForSource;
 use super::{Attachment, MakeWaiter, Outcome, Registry, Staging};
 use crate::checksum::{self, Checksum};
 use crate::disk::elsewhere;
@@ -95,10 +96,12 @@ fn put_in_place(
 ) -> Outcome {
     let copied = source.and_then(|source| {
         let work = registry.work()?;
-        Ok((copy(registry, request, &source, &staging)?, work))
+        let room = ForSource::reserve(registry, &source, staging.replaces())?;
+        let file = copy(registry, request, &source, &staging, &room)?;
+        Ok((file, room.into_reservation(), work))
     });
     match copied {
-        Ok((file, _work)) => enter(staging, file),
+        Ok((file, room, _work)) => enter(staging, file, room),
         Err(error) => fail(staging, error),
     }
 }
@@ -108,12 +111,13 @@ fn copy(
     request: &StageAt,
     source: &Source<'_>,
     staging: &Staging,
+    room: &ForSource<'_>,
 ) -> Result<StagedFile> {
     registry.areas.with_area(&request.staging_dir, |area| {
         let replaces = staging.replaces().map(|file| &**file);
         let mode = source.staged_mode();
         let scratch = elsewhere::scratch_beside(area, &request.destination, replaces, mode)?;
-        let content = scratch.fill(source)?;
+        let content = scratch.fill(source, &|bytes| room.cover(bytes))?;
         if checksum::is_digest(&request.checksum) {
             let actual = checksum::hex(&content.digest);
             if actual.as_bytes() != &*request.checksum {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::admission::{Admitted, Answer, admit, answer, enter, fail, renew};
+use super::room::{ForSource, reserve};
 use super::{Attachment, MakeWaiter, Outcome, Registry, Request, Staging, Waiter};
 use crate::checksum::{self, Content};
 use crate::disk::area::PublishError;
@@ -134,12 +135,15 @@ fn stage_small(
         Admitted::Known(attachment) => Outcome::known(attachment),
         Admitted::Waiting => return Ok(Answer::ByWaiter),
         Admitted::Lead(staging) => {
-            let published = registry.areas.with_area(&request.to.staging_dir, |area| {
-                let (name, mode) = (&request.to.name, source.staged_mode());
-                scratch::publish_content(area, &checksum, name, content, mode)
+            let published = reserve(registry, size, staging.replaces()).and_then(|room| {
+                let file = registry.areas.with_area(&request.to.staging_dir, |area| {
+                    let (name, mode) = (&request.to.name, source.staged_mode());
+                    scratch::publish_content(area, &checksum, name, content, mode)
+                })?;
+                Ok((file, room))
             });
             match published {
-                Ok(file) => enter(staging, file),
+                Ok((file, room)) => enter(staging, file, room),
                 Err(error) => fail(staging, error),
             }
         }
@@ -206,7 +210,13 @@ fn copy_large(
             let content = source.content()?;
             let checksum = checksum::key(&content.digest);
             match admit(registry, &checksum, request.to.keep, || hand_over(waiter))? {
-                Admitted::Lead(lead) => staging = Some(lead),
+                Admitted::Lead(lead) => {
+                    // Of a lost file's bytes it was not known that they are to be had.
+                    if lead.replaces().is_some() && lack_of_room.as_ref().is_some_and(over_budget) {
+                        lack_of_room = None;
+                    }
+                    staging = Some(lead);
+                }
                 Admitted::Waiting => return Ok(Outcome::Retry),
                 Admitted::Known(attachment) => {
                     let outcome = Outcome::known(attachment);
@@ -241,6 +251,10 @@ fn copy_large(
     }
 }
 
+fn over_budget<T>((error, _): &(Error, T)) -> bool {
+    matches!(error, Error::OverBudget { .. })
+}
+
 /// Copies a large file once, and enters the copy if its content is new. `staging` is a ticket for what
 /// the content was a moment ago, if that is known; after an error it is the one for what the content is.
 fn copy_once(
@@ -251,9 +265,11 @@ fn copy_once(
     waiter: &mut Option<Waiter>,
 ) -> Result<Outcome> {
     let mode = source.staged_mode();
+    let lost = staging.as_ref().and_then(Staging::replaces);
+    let room = ForSource::reserve(registry, source, lost)?;
     let copied = registry.areas.with_area(&request.to.staging_dir, |area| {
         let scratch = scratch::numbered(area, mode)?;
-        let content = scratch.fill(source)?;
+        let content = scratch.fill(source, &|bytes| room.cover(bytes))?;
         let checksum = checksum::key(&content.digest);
         // A ticket for another content is of no use.
         let ticket = staging
@@ -278,7 +294,7 @@ fn copy_once(
     });
     let (content, published) = copied?;
     let outcome = match (published, staging.take()) {
-        (Ok(file), Some(staging)) => enter(staging, file),
+        (Ok(file), Some(staging)) => enter(staging, file, room.into_reservation()),
         (Ok(_), None) => Outcome::Retry,
         (Err(outcome), _) => outcome,
     };

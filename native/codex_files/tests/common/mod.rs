@@ -17,6 +17,7 @@ use codex_files::disk::source::INLINE_LIMIT;
 use codex_files::disk::staging_dir::StagingDir;
 use codex_files::error::Failures;
 use codex_files::manifest::Totals;
+use codex_files::manifest::budget::Budget;
 use codex_files::manifest::waiting::Origin;
 use codex_files::registry::admission::Answer;
 use codex_files::registry::keeper::{self, Options};
@@ -24,7 +25,9 @@ use codex_files::registry::remove;
 use codex_files::registry::reply::Reply;
 use codex_files::registry::stage_at::{self, StageAt};
 use codex_files::registry::stage_file::{self, StageFile};
-use codex_files::registry::{Attachment, Observer, Outcome, Registry, Report, Request, Waiter};
+use codex_files::registry::{
+    Attachment, Observer, Outcome, Registry, Report, Request, Waiter, Why,
+};
 use codex_files::retention::{Retention, Ttl};
 
 /// How long anything may take before a test gives up on it: far longer than it ever should.
@@ -45,7 +48,7 @@ pub const EXPIRED: Retention = Retention {
 struct Deaf;
 
 impl Observer for Deaf {
-    fn cleaned(&self, _report: Report) {}
+    fn removed(&self, _why: Why, _report: Report) {}
     fn stopped(&self) {}
 }
 
@@ -58,6 +61,7 @@ pub fn start_with(recognise_unchanged: bool) -> Arc<Registry> {
     keeper::start(Options {
         cleanup_interval: Duration::from_secs(86_400),
         orphan_grace: Duration::from_secs(86_400),
+        budget: Budget::default(),
         recognise_unchanged,
         observer: Arc::new(Deaf),
     })

@@ -1,0 +1,107 @@
+//! Room in the budget: reserved before anything is written, and made by the removal of what may go.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use super::remove::{forget_removed, remove_from};
+use super::{Registry, Report, Reservation, StagedFile, Why};
+use crate::disk::source::Source;
+use crate::error::{Error, Result};
+use crate::manifest::{ExpiryCursor, Removal, Room};
+use crate::time::Now;
+
+/// Reserves bytes of the budget. A file that was found missing or changed, for which the caller has the
+/// ticket, gives its own.
+///
+/// # Errors
+/// [`crate::error::Error::OverBudget`].
+pub(super) fn reserve(
+    registry: &Registry,
+    bytes: u64,
+    lost: Option<&Arc<StagedFile>>,
+) -> Result<Reservation> {
+    let mut cursor = ExpiryCursor::start();
+    loop {
+        let now = Now::read();
+        match registry.manifest.reserve(bytes, lost, now, &mut cursor)? {
+            Room::Reserved {
+                reservation,
+                took_over,
+            } => {
+                if let Some(lost) = lost.filter(|_| took_over) {
+                    lost.clear_away();
+                }
+                return Ok(reservation);
+            }
+            Room::ToMake { expired, evicted } => {
+                registry.tell_removed(Why::Expired, remove(registry, expired));
+                registry.tell_removed(Why::Evicted, remove(registry, evicted));
+                forget_removed(registry);
+            }
+        }
+    }
+}
+
+/// Reserves more for what turns out to be larger.
+///
+/// # Errors
+/// As [`reserve`], of all of it.
+pub(super) fn grow(registry: &Registry, reservation: &mut Reservation, more: u64) -> Result<()> {
+    let before = reservation.bytes();
+    let added = reserve(registry, more, None).map_err(|error| match error {
+        Error::OverBudget { size, max_bytes } => Error::OverBudget {
+            size: size.saturating_add(before),
+            max_bytes,
+        },
+        error => error,
+    })?;
+    reservation.add(added);
+    Ok(())
+}
+
+/// What is reserved for a source. The system may not say how large it is: then it grows with what is
+/// written.
+pub(super) struct ForSource<'a> {
+    registry: &'a Registry,
+    reservation: RefCell<Reservation>,
+    /// Bytes, those of a lost file included.
+    covered: Cell<u64>,
+}
+
+impl<'a> ForSource<'a> {
+    /// As [`reserve`].
+    pub(super) fn reserve(
+        registry: &'a Registry,
+        source: &Source<'_>,
+        lost: Option<&Arc<StagedFile>>,
+    ) -> Result<Self> {
+        let covered = source.size();
+        Ok(Self {
+            registry,
+            reservation: RefCell::new(reserve(registry, covered, lost)?),
+            covered: Cell::new(covered),
+        })
+    }
+
+    /// To be called before so many bytes are there.
+    pub(super) fn cover(&self, bytes: u64) -> Result<()> {
+        let more = bytes.saturating_sub(self.covered.get());
+        if more > 0 {
+            grow(self.registry, &mut self.reservation.borrow_mut(), more)?;
+            self.covered.set(bytes);
+        }
+        Ok(())
+    }
+
+    pub(super) fn into_reservation(self) -> Reservation {
+        self.reservation.into_inner()
+    }
+}
+
+fn remove(registry: &Registry, removals: Vec<Removal<Arc<StagedFile>>>) -> Report {
+    let mut report = Report::default();
+    for removal in removals {
+        report.note(remove_from(registry, removal));
+    }
+    report
+}
