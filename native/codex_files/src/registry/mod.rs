@@ -11,7 +11,7 @@ pub mod owners;
 pub mod remove;
 pub mod removed;
 pub mod reply;
-mod room;
+pub mod room;
 pub mod stage_at;
 pub mod stage_file;
 

@@ -7,36 +7,59 @@ use super::remove::{forget_removed, remove_from};
 use super::{Registry, Report, Reservation, StagedFile, Why};
 use crate::disk::source::Source;
 use crate::error::{Error, Result};
-use crate::manifest::{ExpiryCursor, Removal, Room};
+use crate::manifest::attachment::File;
+use crate::manifest::{self, ExpiryCursor, Manifest, Removal, Room};
 use crate::time::Now;
 
 /// Reserves bytes of the budget. A file that was found missing or changed, for which the caller has the
 /// ticket, gives its own.
 ///
 /// # Errors
-/// [`crate::error::Error::OverBudget`].
+/// [`Error::OverBudget`].
 pub(super) fn reserve(
     registry: &Registry,
     bytes: u64,
     lost: Option<&Arc<StagedFile>>,
 ) -> Result<Reservation> {
+    let remove = |why, removals: Vec<_>| {
+        let mut report = Report::default();
+        for removal in removals {
+            report.note(remove_from(registry, removal));
+        }
+        registry.tell_removed(why, report);
+        forget_removed(registry);
+    };
+    let (reservation, took_over) = reserve_in(&registry.manifest, bytes, lost, remove)?;
+    if let Some(lost) = lost.filter(|_| took_over) {
+        lost.clear_away();
+    }
+    Ok(reservation)
+}
+
+/// Reserves bytes of a manifest's budget, and has `remove` make room; whether some of the bytes are those
+/// of the lost file, of which the rest has to go before others are written.
+///
+/// # Errors
+/// As [`Manifest::reserve`].
+pub fn reserve_in<F: File>(
+    manifest: &Manifest<F>,
+    bytes: u64,
+    lost: Option<&F>,
+    remove: impl Fn(Why, Vec<Removal<F>>),
+) -> Result<(manifest::Reservation<F>, bool)> {
     let mut cursor = ExpiryCursor::start();
     loop {
-        let now = Now::read();
-        match registry.manifest.reserve(bytes, lost, now, &mut cursor)? {
+        match manifest.reserve(bytes, lost, Now::read(), &mut cursor)? {
             Room::Reserved {
                 reservation,
                 took_over,
-            } => {
-                if let Some(lost) = lost.filter(|_| took_over) {
-                    lost.clear_away();
-                }
-                return Ok(reservation);
-            }
+            } => return Ok((reservation, took_over)),
             Room::ToMake { expired, evicted } => {
-                registry.tell_removed(Why::Expired, remove(registry, expired));
-                registry.tell_removed(Why::Evicted, remove(registry, evicted));
-                forget_removed(registry);
+                for (why, removals) in [(Why::Expired, expired), (Why::Evicted, evicted)] {
+                    if !removals.is_empty() {
+                        remove(why, removals);
+                    }
+                }
             }
         }
     }
@@ -96,12 +119,4 @@ impl<'a> ForSource<'a> {
     pub(super) fn into_reservation(self) -> Reservation {
         self.reservation.into_inner()
     }
-}
-
-fn remove(registry: &Registry, removals: Vec<Removal<Arc<StagedFile>>>) -> Report {
-    let mut report = Report::default();
-    for removal in removals {
-        report.note(remove_from(registry, removal));
-    }
-    report
 }
