@@ -181,6 +181,7 @@ defmodule Bench.Scale do
     {:ok, handle} =
       EntriesNif.open(
         :erlang.term_to_binary({__MODULE__, entries}),
+        __MODULE__,
         3_600_000,
         {nil, :refuse},
         false

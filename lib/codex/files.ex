@@ -69,9 +69,12 @@ defmodule Codex.Files do
 
   """
 
+  import Codex.Files.Dispatch, only: [with_registry: 3]
+
   alias Codex.Files.{
     Attachment,
     Config,
+    Dispatch,
     FileModuleRegistry,
     Native,
     NativeRegistry,
@@ -141,11 +144,12 @@ defmodule Codex.Files do
          :ok <- check_owner(opts),
          {:ok, bytes} <- path_bytes(path) do
       with_registry(
+        registry(opts),
         &NativeRegistry.stage_file(&1, bytes, opts),
-        fn ->
+        fn server ->
           if Keyword.has_key?(opts, :owner),
-            do: not_supported(),
-            else: FileModuleRegistry.stage_file(bytes, opts)
+            do: not_supported(server),
+            else: FileModuleRegistry.stage_file(server, bytes, opts)
         end
       )
     end
@@ -172,7 +176,8 @@ defmodule Codex.Files do
     with {:ok, opts} <- Options.check(:opts, opts),
          {:ok, id} <- id(attachment_or_id),
          {:ok, owner} <- Options.check(:owner, Keyword.get(opts, :owner, self())),
-         do: with_registry(&NativeRegistry.release(&1, id, owner), &not_supported/0)
+         do:
+           with_registry(registry(opts), &NativeRegistry.release(&1, id, owner), &not_supported/1)
   end
 
   @doc """
@@ -189,7 +194,11 @@ defmodule Codex.Files do
          :ok <- check_no_owner(opts),
          {:ok, bytes} <- path_bytes(path),
          {:ok, owner, attachment} <-
-           with_registry(&NativeRegistry.stage_temporary(&1, bytes, opts), &not_supported/0) do
+           with_registry(
+             registry(opts),
+             &NativeRegistry.stage_temporary(&1, bytes, opts),
+             &not_supported/1
+           ) do
       try do
         {:ok, fun.(attachment)}
       after
@@ -210,9 +219,9 @@ defmodule Codex.Files do
   """
   @spec fetch(String.t(), keyword()) :: {:ok, Attachment.t()} | {:error, term()}
   def fetch(id, opts \\ []) do
-    with {:ok, _opts} <- Options.check(:opts, opts),
+    with {:ok, opts} <- Options.check(:opts, opts),
          {:ok, id} <- Options.check(:id, id),
-         do: with_registry(&NativeRegistry.fetch(&1, id), &not_supported/0)
+         do: with_registry(registry(opts), &NativeRegistry.fetch(&1, id), &not_supported/1)
   end
 
   @doc """
@@ -220,22 +229,26 @@ defmodule Codex.Files do
   """
   @spec unstage(Attachment.t() | String.t(), keyword()) :: :ok | {:error, term()}
   def unstage(attachment_or_id, opts \\ []) do
-    with {:ok, _opts} <- Options.check(:opts, opts),
+    with {:ok, opts} <- Options.check(:opts, opts),
          {:ok, id} <- id(attachment_or_id),
-         do: with_registry(&NativeRegistry.unstage(&1, id), &not_supported/0)
+         do: with_registry(registry(opts), &NativeRegistry.unstage(&1, id), &not_supported/1)
   end
 
   defp id(%Attachment{id: id}), do: Options.check(:id, id)
   defp id(id), do: Options.check(:id, id)
 
-  defp not_supported, do: {:error, :not_supported}
+  defp registry(opts), do: Keyword.get(opts, :registry, Registry)
+
+  defp not_supported(_server), do: {:error, :not_supported}
+
+  defp by_call(request), do: fn {pid, _own} -> GenServer.call(pid, request, :infinity) end
 
   @doc """
   Lists the staged attachments, in no particular order; `[]` if the registry cannot be had.
   """
-  @spec list_staged() :: [Attachment.t()]
-  def list_staged do
-    case list_staged_result() do
+  @spec list_staged(Dispatch.registry()) :: [Attachment.t()]
+  def list_staged(registry \\ Registry) do
+    case list_staged_result(registry) do
       {:ok, attachments} -> attachments
       {:error, _reason} -> []
     end
@@ -251,9 +264,9 @@ defmodule Codex.Files do
       true
 
   """
-  @spec list_staged_result() :: {:ok, [Attachment.t()]} | {:error, term()}
-  def list_staged_result do
-    listed = with_registry(&NativeRegistry.list/1, &Registry.list/0)
+  @spec list_staged_result(Dispatch.registry()) :: {:ok, [Attachment.t()]} | {:error, term()}
+  def list_staged_result(registry \\ Registry) do
+    listed = with_registry(registry, &NativeRegistry.list/1, by_call(:list))
     with attachments when is_list(attachments) <- listed, do: {:ok, attachments}
   end
 
@@ -274,8 +287,9 @@ defmodule Codex.Files do
       false
 
   """
-  @spec force_cleanup() :: :ok | {:error, term()}
-  def force_cleanup, do: with_registry(&NativeRegistry.force_cleanup/1, &Registry.force_cleanup/0)
+  @spec force_cleanup(Dispatch.registry()) :: :ok | {:error, term()}
+  def force_cleanup(registry \\ Registry),
+    do: with_registry(registry, &NativeRegistry.force_cleanup/1, by_call(:force_cleanup))
 
   @doc false
   @deprecated "Use force_cleanup/0 instead"
@@ -299,14 +313,20 @@ defmodule Codex.Files do
       false
 
   """
-  @spec reset!() :: :ok | {:error, term()}
-  def reset! do
+  @spec reset!(Dispatch.registry()) :: :ok | {:error, term()}
+  def reset!(registry \\ Registry) do
     # Only once the registry is there: as the system stops, the look for the default directory raises.
-    reset = fn ->
-      with {:ok, {dir, _default?}} <- Config.staging_dir(), do: Registry.reset(dir)
-    end
-
-    with_registry(fn _handle -> reset.() end, reset)
+    with_registry(
+      registry,
+      fn {_handle, own} = native ->
+        with {:ok, {dir, _default?}} <- Config.staging_dir(own),
+             do: NativeRegistry.reset(native, dir)
+      end,
+      fn {_pid, own} = server ->
+        with {:ok, {dir, _default?}} <- Config.staging_dir(own),
+             do: by_call({:reset, dir}).(server)
+      end
+    )
   end
 
   @doc """
@@ -325,8 +345,9 @@ defmodule Codex.Files do
       true
 
   """
-  @spec metrics() :: map() | {:error, term()}
-  def metrics, do: with_registry(&NativeRegistry.metrics/1, &Registry.metrics/0)
+  @spec metrics(Dispatch.registry()) :: map() | {:error, term()}
+  def metrics(registry \\ Registry),
+    do: with_registry(registry, &NativeRegistry.metrics/1, by_call(:metrics))
 
   @doc """
   Appends an attachment to the `:attachments` of thread options, or of any such struct.
@@ -368,31 +389,4 @@ defmodule Codex.Files do
   # The native library checks a binary itself.
   defp path_bytes(path) when is_binary(path), do: {:ok, path}
   defp path_bytes(path), do: Options.check(:path, path)
-
-  # `by_handle` if the registry does its own file operations, `by_call` if a file module does.
-  defp with_registry(by_handle, by_call) do
-    case NativeRegistry.handle() do
-      {:ok, handle} ->
-        by_handle.(handle)
-
-      :error ->
-        with {:ok, pid} <- Registry.ensure_started() do
-          # The process knows, even if its table has another name or is not there yet.
-          case GenServer.call(pid, :handle, :infinity) do
-            {:ok, handle} -> by_handle.(handle)
-            :error -> by_call.()
-          end
-        end
-    end
-  rescue
-    # The native module could not be loaded, or was compiled anew and goes without its library.
-    error in [UndefinedFunctionError, ErlangError] ->
-      if match?(%{module: Native}, error) or
-           match?(%{original: :native_library_not_loaded}, error),
-         do: {:error, :native_library_not_loaded},
-         else: reraise(error, __STACKTRACE__)
-  catch
-    :exit, {reason, {_module, _function, args}} when is_list(args) -> {:error, reason}
-    :exit, reason -> {:error, reason}
-  end
 end

@@ -185,13 +185,14 @@ defmodule Codex.Files.P18NativeSafetyTest do
   describe "the NIFs" do
     setup %{source: source, staging_dir: staging_dir} do
       # Not that of a registry that the other tests look at.
-      {:ok, handle} = Native.open(inspect(make_ref()), 60_000, {nil, :refuse}, true)
+      {:ok, handle} = Native.open(inspect(make_ref()), :a_table, 60_000, {nil, :refuse}, true)
       on_exit(fn -> Native.stop(handle, make_ref()) end)
       dir = {staging_dir, false}
       opts = stage_opts(source, checksum: "key")
 
       nifs = [
-        open: ["name", 60_000, {nil, :refuse}, true],
+        open: ["name", :a_table, 60_000, {nil, :refuse}, true],
+        table: [self()],
         stop: [handle, make_ref()],
         purge: [handle, dir],
         refresh_at: [handle, opts],

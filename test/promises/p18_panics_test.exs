@@ -123,10 +123,11 @@ defmodule Codex.Files.P18PanicsTest do
           {:ok, dir} = Codex.Files.Config.staging_dir()
           small = unquote(context.small)
           # One that no other code of the library comes to.
-          {:ok, handle} = Native.open("another", 60_000, {nil, :refuse}, true)
+          {:ok, handle} = Native.open("another", :a_table, 60_000, {nil, :refuse}, true)
 
           nifs = [
-            open: ["a third", 60_000, {nil, :refuse}, true],
+            open: ["a third", :a_table, 60_000, {nil, :refuse}, true],
+            table: [self()],
             purge: [handle, dir],
             refresh_at: [handle, opts],
             refresh_file: [handle, small, :error, {false, 0, nil}],
@@ -238,7 +239,7 @@ defmodule Codex.Files.P18PanicsTest do
     # Nobody waits for it.
     purge =
       quote do
-        {:ok, handle} = Codex.Files.NativeRegistry.handle()
+        {:ok, {handle, _own}} = Codex.Files.NativeRegistry.find(Codex.Files.Registry)
         # Once for each directory.
         Codex.Files.Native.purge(handle, {unquote(context.folder), false})
       end
@@ -276,7 +277,7 @@ defmodule Codex.Files.P18PanicsTest do
         alias Codex.Files.Native
 
         {:ok, dir} = Codex.Files.Config.staging_dir()
-        {:ok, handle} = Native.open("another", 60_000, {nil, :refuse}, true)
+        {:ok, handle} = Native.open("another", :a_table, 60_000, {nil, :refuse}, true)
         # Until the answer is on its way neither the copy ends nor the stop.
         for point <- ["copier", "remove_all"],
             do: File.write!(Path.join(unquote(context.panics), point), "1000")
@@ -353,7 +354,7 @@ defmodule Codex.Files.P18PanicsTest do
       quote do
         alias Codex.Files.Native
 
-        {:ok, handle} = Native.open("another", 60_000, {nil, :refuse}, true)
+        {:ok, handle} = Native.open("another", :a_table, 60_000, {nil, :refuse}, true)
         ref = make_ref()
         first = Native.stop(handle, make_ref())
         :wait = Native.stop(handle, ref)

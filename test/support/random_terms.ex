@@ -16,7 +16,7 @@ defmodule Codex.Files.RandomTerms do
     File.cd!(folder)
     source = Path.join(folder, "source")
     File.write!(source, "some notes")
-    {:ok, handle} = Native.open("random terms", 0xFFFF_FFFF, {nil, :refuse}, true)
+    {:ok, handle} = Native.open("random terms", :a_table, 0xFFFF_FFFF, {nil, :refuse}, true)
 
     counts =
       Enum.reduce(1..calls, %{returned: 0, raised: 0}, fn number, counts ->
@@ -92,67 +92,32 @@ defmodule Codex.Files.RandomTerms do
     name = fn -> Enum.random([:error, {:ok, "name"}]) end
     miss = fn -> Enum.random([:new, :unseen]) end
 
-    case :rand.uniform(22) do
-      1 ->
-        {:open,
-         [
-           Enum.random(["one", "two"]),
-           60_000,
-           {Enum.random([nil, 100]), Enum.random([:refuse, :evict])},
-           true
-         ]}
-
-      2 ->
-        {:stop, [stoppable(), make_ref()]}
-
-      3 ->
-        {:purge, [handle, dir]}
-
-      n when n in 4..5 ->
-        {:refresh_at, [handle, opts.()]}
-
-      n when n in 6..7 ->
-        {:refresh_file, [handle, source, name.(), keep(handle)]}
-
-      n when n in 8..9 ->
-        {:stage_at, [handle, dir, opts.(), make_ref()]}
-
-      n when n in 10..11 ->
-        {:stage_file, stage_file(handle, dir, source, name.(), miss.())}
-
-      12 ->
-        {:list, [handle]}
-
-      13 ->
-        {:metrics, [handle]}
-
-      14 ->
-        {:try_metrics, [handle]}
-
-      15 ->
-        {:force_cleanup, [handle, make_ref()]}
-
-      16 ->
-        {:reset, [handle, folder, make_ref()]}
-
-      17 ->
-        {:try_fetch, [handle, id(handle)]}
-
-      18 ->
-        {:fetch, [handle, id(handle)]}
-
-      19 ->
-        {:unstage, [handle, id(handle), make_ref()]}
-
-      20 ->
-        {:release, [handle, id(handle), self()]}
-
-      21 ->
-        {:temporary_owner, [handle]}
-
-      22 ->
-        {:end_owner, [Native.temporary_owner(handle)]}
+    case :rand.uniform(23) do
+      1 -> {:open, open()}
+      2 -> {:stop, [stoppable(), make_ref()]}
+      3 -> {:purge, [handle, dir]}
+      n when n in 4..5 -> {:refresh_at, [handle, opts.()]}
+      n when n in 6..7 -> {:refresh_file, [handle, source, name.(), keep(handle)]}
+      n when n in 8..9 -> {:stage_at, [handle, dir, opts.(), make_ref()]}
+      n when n in 10..11 -> {:stage_file, stage_file(handle, dir, source, name.(), miss.())}
+      12 -> {:list, [handle]}
+      13 -> {:metrics, [handle]}
+      14 -> {:try_metrics, [handle]}
+      15 -> {:force_cleanup, [handle, make_ref()]}
+      16 -> {:reset, [handle, folder, make_ref()]}
+      17 -> {:try_fetch, [handle, id(handle)]}
+      18 -> {:fetch, [handle, id(handle)]}
+      19 -> {:unstage, [handle, id(handle), make_ref()]}
+      20 -> {:release, [handle, id(handle), self()]}
+      21 -> {:temporary_owner, [handle]}
+      22 -> {:end_owner, [Native.temporary_owner(handle)]}
+      23 -> {:table, [self()]}
     end
+  end
+
+  defp open do
+    budget = {Enum.random([nil, 100]), Enum.random([:refuse, :evict])}
+    [Enum.random(["one", "two"]), :a_table, 60_000, budget, true]
   end
 
   defp stage_file(handle, dir, source, name, miss),
@@ -171,7 +136,7 @@ defmodule Codex.Files.RandomTerms do
   end
 
   defp stoppable do
-    {:ok, handle} = Native.open("stoppable", 60_000, {nil, :refuse}, true)
+    {:ok, handle} = Native.open("stoppable", :a_table, 60_000, {nil, :refuse}, true)
     handle
   end
 

@@ -1,25 +1,49 @@
 defmodule Codex.Files.Config do
   @moduledoc false
-  # The application environment of `:codex_sdk`, read at each use.
+  # The settings of a registry: the options that it was started with, and else the application
+  # environment of `:codex_sdk`, read at each use.
 
-  @ttl_ms 86_400_000
-  @cleanup_interval_ms 60_000
-  @max_u64 0xFFFF_FFFF_FFFF_FFFF
+  alias Codex.Files.{Native, Options}
+
+  # Each option with the key in the application environment, and the default.
+  @settings %{
+    staging_dir: {:staging_dir, nil},
+    ttl_ms: {:attachment_ttl_ms, 86_400_000},
+    cleanup_interval_ms: {:attachment_cleanup_interval_ms, 60_000},
+    max_bytes: {:attachment_max_bytes, nil},
+    when_full: {:attachment_when_full, :refuse},
+    recognise_unchanged: {:attachment_recognise_unchanged, true}
+  }
 
   # 49 days, which every timer can count.
   @longest_interval_ms 0xFFFF_FFFF
 
+  @typedoc "The options of a registry that go before the configuration, checked."
+  @type own :: %{optional(atom()) => term()}
   @type invalid :: {:error, {:invalid_config, key :: atom(), value :: term()}}
 
+  @doc "Checks the options of a registry that go before the configuration."
+  @spec own(keyword()) :: {:ok, own()} | {:error, {:invalid_option, atom(), term()}}
+  def own(opts) do
+    Enum.reduce_while(opts, {:ok, %{}}, fn {key, value}, {:ok, own} ->
+      with true <- is_map_key(@settings, key) and not is_map_key(own, key),
+           {:ok, value} <- Options.check(key, value) do
+        {:cont, {:ok, Map.put(own, key, value)}}
+      else
+        # Another option, or what a repeated one says second.
+        false -> {:cont, {:ok, own}}
+        error -> {:halt, error}
+      end
+    end)
+  end
+
   @doc "The staging directory, and whether it is the default one."
-  @spec staging_dir() :: {:ok, Codex.Files.Native.staging_dir()} | invalid()
-  def staging_dir do
-    with dir when dir != nil <- get(:staging_dir),
-         {:ok, bytes} <- Codex.Files.Options.path_bytes(dir) do
-      {:ok, {bytes, false}}
-    else
-      nil -> {:ok, {default_staging_dir(), true}}
-      :error -> {:error, {:invalid_config, :staging_dir, get(:staging_dir)}}
+  @spec staging_dir(own()) :: {:ok, Native.staging_dir()} | invalid()
+  def staging_dir(own \\ %{}) do
+    case get(own, :staging_dir) do
+      {:ok, nil} -> {:ok, {default_staging_dir(), true}}
+      {:ok, dir} -> {:ok, {dir, false}}
+      error -> error
     end
   end
 
@@ -40,11 +64,11 @@ defmodule Codex.Files.Config do
   end
 
   @doc """
-  The TTL of a staging with these options, `nil` if that is left to its owner. The configured one is
+  The TTL of a staging with these options, `nil` if that is left to its owner. The default one is
   looked at if it counts.
   """
-  @spec ttl_ms(keyword()) :: {:ok, term()} | {:error, {:invalid_ttl, nil}} | invalid()
-  def ttl_ms(opts) do
+  @spec ttl_ms(own(), keyword()) :: {:ok, term()} | {:error, {:invalid_ttl, nil}} | invalid()
+  def ttl_ms(own, opts) do
     case Keyword.fetch(opts, :ttl_ms) do
       {:ok, nil} ->
         {:error, {:invalid_ttl, nil}}
@@ -56,32 +80,40 @@ defmodule Codex.Files.Config do
         cond do
           Keyword.get(opts, :persist) == true -> {:ok, :infinity}
           Keyword.has_key?(opts, :owner) -> {:ok, nil}
-          true -> checked(:attachment_ttl_ms, @ttl_ms, &(&1 == :infinity or &1 in 0..@max_u64))
+          true -> get(own, :ttl_ms)
         end
     end
   end
 
-  @spec cleanup_interval_ms() :: {:ok, pos_integer()} | invalid()
-  def cleanup_interval_ms do
-    with {:ok, interval_ms} <-
-           checked(
-             :attachment_cleanup_interval_ms,
-             @cleanup_interval_ms,
-             &(is_integer(&1) and &1 > 0)
-           ),
+  @spec cleanup_interval_ms(own()) :: {:ok, pos_integer()} | invalid()
+  def cleanup_interval_ms(own) do
+    with {:ok, interval_ms} <- get(own, :cleanup_interval_ms),
          do: {:ok, min(interval_ms, @longest_interval_ms)}
   end
 
-  @doc "Whether unchanged files may be recognised by their times, without reading them."
-  @spec recognise_unchanged() :: {:ok, boolean()} | invalid()
-  def recognise_unchanged, do: checked(:attachment_recognise_unchanged, true, &is_boolean/1)
-
-  defp checked(key, default, valid?) do
-    case get(key) do
-      nil -> {:ok, default}
-      value -> if valid?.(value), do: {:ok, value}, else: {:error, {:invalid_config, key, value}}
-    end
+  @doc "How many bytes may be stored in all, `nil` for any number, and what is done if they are."
+  @spec budget(own()) :: {:ok, {pos_integer() | nil, :refuse | :evict}} | invalid()
+  def budget(own) do
+    with {:ok, max_bytes} <- get(own, :max_bytes),
+         {:ok, when_full} <- get(own, :when_full),
+         do: {:ok, {max_bytes, when_full}}
   end
 
-  defp get(key), do: Application.get_env(:codex_sdk, key)
+  @doc "Whether unchanged files may be recognised by their times, without reading them."
+  @spec recognise_unchanged(own()) :: {:ok, boolean()} | invalid()
+  def recognise_unchanged(own), do: get(own, :recognise_unchanged)
+
+  defp get(own, option) when is_map_key(own, option), do: {:ok, Map.fetch!(own, option)}
+
+  defp get(_own, option) do
+    {key, default} = Map.fetch!(@settings, option)
+
+    with value when value != nil <- Application.get_env(:codex_sdk, key),
+         {:error, _reason} <- Options.check(option, value) do
+      {:error, {:invalid_config, key, value}}
+    else
+      nil -> {:ok, default}
+      checked -> checked
+    end
+  end
 end

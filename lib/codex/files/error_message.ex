@@ -67,6 +67,9 @@ defmodule Codex.Files.ErrorMessage do
   defp say({:manifest_table_taken, table}),
     do: "could not create the ETS table #{inspect(table)}: the name is taken"
 
+  defp say({:already_started, pid}),
+    do: "could not start the registry: #{inspect(pid)} has its name"
+
   defp say({:unknown_request, request}),
     do: "expected a request that the registry knows, got: #{inspect(request)}"
 
@@ -132,11 +135,24 @@ defmodule Codex.Files.ErrorMessage do
 
   defp expected(:opts), do: "a keyword list, for the registry's stage/1 a map"
 
-  defp expected(key) when key in [:persist, :attachment_recognise_unchanged], do: "a boolean"
-  defp expected(:attachment_cleanup_interval_ms), do: "a number of milliseconds from 1"
+  defp expected(key)
+       when key in [:persist, :recognise_unchanged, :attachment_recognise_unchanged],
+       do: "a boolean"
+
+  defp expected(key) when key in [:cleanup_interval_ms, :attachment_cleanup_interval_ms],
+    do: "a number of milliseconds from 1"
 
   defp expected(key) when key in [:ttl_ms, :attachment_ttl_ms],
     do: ":infinity or a number of milliseconds from 0 to 2^64 - 1"
+
+  defp expected(key) when key in [:max_bytes, :attachment_max_bytes],
+    do: "nil or a number of bytes from 1 to 2^64 - 1, with a file module absent"
+
+  defp expected(key) when key in [:when_full, :attachment_when_full],
+    do: ":refuse or :evict, with a file module absent"
+
+  defp expected(:registry),
+    do: "the name or the pid of a registry of this node"
 
   defp expected(:size), do: "a number of bytes from 0 to 2^64 - 1"
   defp expected(:checksum), do: "a string"

@@ -16,24 +16,33 @@ defmodule Codex.Files.FileModuleRegistry do
     FileModule,
     ManifestTable,
     Options,
-    Registry,
     Verification
   }
 
   # How long a stop waits for a file operation that does not come to its end.
   @stop_timeout_ms 4_000
 
+  @doc "Starts such a registry. It knows no budget."
+  @spec start_link(module(), GenServer.name() | nil, atom(), Config.own()) :: GenServer.on_start()
+  def start_link(module, name, table, own) do
+    case Enum.find([:max_bytes, :when_full], &is_map_key(own, &1)) do
+      nil -> GenServer.start_link(__MODULE__, {module, table, own}, name: name)
+      key -> {:error, {:invalid_option, key, own[key]}}
+    end
+  end
+
   @doc """
-  Stages a file with the default registry, under the digest of its content. The file is read before:
-  a file module copies as it is told.
+  Stages a file under the digest of its content. The file is read before: a file module copies as it is
+  told.
   """
-  @spec stage_file(binary(), keyword()) :: {:ok, Attachment.t()} | {:error, term()}
-  def stage_file(path, opts) do
+  @spec stage_file({pid(), Config.own()}, binary(), keyword()) ::
+          {:ok, Attachment.t()} | {:error, term()}
+  def stage_file({registry, own}, path, opts) do
     # The last component of a path needs no check: unless it is a name, the path is not a file's.
     given_name = Keyword.get(opts, :name, "valid")
 
-    with {:ok, ttl_ms} <- Config.ttl_ms(opts),
-         {:ok, {dir, _default?}} <- Config.staging_dir(),
+    with {:ok, ttl_ms} <- Config.ttl_ms(own, opts),
+         {:ok, {dir, _default?}} <- Config.staging_dir(own),
          {:ok, _name} <- Options.check(:name, given_name),
          {:ok, persist} <- Options.check(:persist, Keyword.get(opts, :persist, false)),
          {:ok, ttl_ms} <- Options.check(:ttl_ms, ttl_ms),
@@ -51,7 +60,7 @@ defmodule Codex.Files.FileModuleRegistry do
         destination_path: Path.join([dir, checksum, name])
       }
 
-      GenServer.call(Registry, {:stage, staging}, :infinity)
+      GenServer.call(registry, {:stage, staging}, :infinity)
     else
       {:error, {:invalid_option, :ttl_ms, ttl_ms}} -> {:error, {:invalid_ttl, ttl_ms}}
       error -> error
@@ -61,15 +70,15 @@ defmodule Codex.Files.FileModuleRegistry do
   ## The process
 
   @impl true
-  def init(opts) do
-    with {:ok, module} <- check_module(opts[:file_module]),
-         {:ok, interval_ms} <- Config.cleanup_interval_ms(),
-         {:ok, {dir, _default?}} <- Config.staging_dir(),
-         {:ok, table} <- ManifestTable.new(opts) do
+  def init({module, table, own}) do
+    with {:ok, interval_ms} <- Config.cleanup_interval_ms(own),
+         {:ok, {dir, _default?}} <- Config.staging_dir(own),
+         {:ok, table} <- ManifestTable.new(table) do
       schedule_cleanup(interval_ms)
 
       state = %{
         module: module,
+        own: own,
         table: table,
         interval_ms: interval_ms,
         # pid => the options that it stages, if it does, and the callers that it is to answer
@@ -89,9 +98,6 @@ defmodule Codex.Files.FileModuleRegistry do
       {:error, reason} -> {:stop, reason}
     end
   end
-
-  defp check_module(module) when is_atom(module) and module != nil, do: {:ok, module}
-  defp check_module(module), do: {:error, {:invalid_option, :file_module, module}}
 
   defp schedule_cleanup(interval_ms),
     do: Process.send_after(self(), :cleanup_tick, interval_ms)
@@ -116,7 +122,8 @@ defmodule Codex.Files.FileModuleRegistry do
   def handle_call(:metrics, _from, state), do: {:reply, ManifestTable.metrics(state.table), state}
 
   # `Codex.Files` asks. There is no native manifest: it is to make its requests by call.
-  def handle_call(:handle, _from, state), do: {:reply, :error, state}
+  def handle_call(:registry, _from, state),
+    do: {:reply, {:file_module, self(), state.own}, state}
 
   def handle_call(request, _from, state),
     do: {:reply, {:error, {:unknown_request, request}}, state}

@@ -10,17 +10,13 @@ defmodule Codex.Files.ManifestTable do
           {checksum :: String.t(), Attachment.t(), deadline :: integer() | :infinity,
            Verification.look()}
 
-  @doc "Creates the table that the options of a registry name."
-  @spec new(keyword()) :: {:ok, atom()} | {:error, term()}
-  def new(opts), do: create(Keyword.get(opts, :manifest_table, :codex_files_manifest))
-
-  defp create(table) when is_atom(table) do
+  @doc "Creates the table of a registry."
+  @spec new(atom()) :: {:ok, atom()} | {:error, {:manifest_table_taken, atom()}}
+  def new(table) do
     {:ok, :ets.new(table, [:named_table, :protected, read_concurrency: true])}
   rescue
     ArgumentError -> {:error, {:manifest_table_taken, table}}
   end
-
-  defp create(table), do: {:error, {:invalid_option, :manifest_table, table}}
 
   @spec get(atom(), String.t()) :: entry() | nil
   def get(table, checksum), do: table |> :ets.lookup(checksum) |> List.first()

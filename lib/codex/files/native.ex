@@ -100,9 +100,19 @@ defmodule Codex.Files.Native do
 
   # A registry
 
-  @spec open(name :: binary(), cleanup_interval_ms :: non_neg_integer(), budget(), boolean()) ::
+  @spec open(
+          name :: binary(),
+          table :: atom(),
+          cleanup_interval_ms :: non_neg_integer(),
+          budget(),
+          boolean()
+        ) ::
           {:ok, handle()} | {:error, term()}
-  def open(_name, _cleanup_interval_ms, _budget, _recognise_unchanged), do: not_loaded()
+  def open(_name, _table, _cleanup_interval_ms, _budget, _recognise_unchanged), do: not_loaded()
+
+  @doc "The ETS table of the registry of a process."
+  @spec table(pid()) :: {:ok, atom()} | :error | {:error, term()}
+  def table(_pid), do: not_loaded()
 
   @spec stop(handle(), reference()) :: :wait | :ok | {:error, term()}
   def stop(_handle, _reference), do: not_loaded()

@@ -5,87 +5,112 @@ defmodule Codex.Files.NativeRegistry do
 
   alias Codex.Files.{Attachment, Config, Native, Options, Registry, Telemetry}
 
-  @table :codex_files_manifest
+  @default_table :codex_files_manifest
 
-  @doc "The handle of the default registry, if it runs and does its own file operations."
-  @spec handle() :: {:ok, Native.handle()} | :error
-  def handle do
-    case :ets.lookup(@table, Registry) do
-      [{_name, handle}] -> {:ok, handle}
-      [] -> :error
+  @typedoc "A registry as its callers know it: the options that it was started with go along."
+  @type t :: {Native.handle(), Config.own()}
+
+  @doc "Enters a registry into its table, where its callers find it."
+  @spec enter(atom(), GenServer.name() | nil, t()) :: true
+  def enter(table, name, {handle, own}),
+    do: :ets.insert(table, for(key <- [name, self()], do: {key, handle, own}))
+
+  @doc "The table in which a registry of this name is found, if it is not told another; it may be none."
+  @spec default_table(GenServer.name() | nil) :: atom() | nil
+  def default_table(Registry), do: @default_table
+  def default_table(name) when is_atom(name), do: name
+  def default_table(_name), do: nil
+
+  @doc "The registry of a name or a pid, if its table is found without asking it."
+  @spec find(atom() | pid()) :: {:ok, t()} | :error
+  def find(name) when is_atom(name), do: name |> default_table() |> lookup(name)
+
+  def find(pid) when is_pid(pid) do
+    # Where no registry has loaded the native library, none has a handle.
+    with :loaded <- :persistent_term.get(Native, :never),
+         {:ok, table} <- Native.table(pid),
+         do: lookup(table, pid),
+         else: (_none -> :error)
+  end
+
+  # A table of that name may be somebody else's.
+  defp lookup(table, key) do
+    case :ets.lookup(table, key) do
+      [{^key, handle, %{} = own}] when is_reference(handle) -> {:ok, {handle, own}}
+      _other -> :error
     end
   rescue
     ArgumentError -> :error
   end
 
   @doc "Stages a file under the digest of its content."
-  @spec stage_file(Native.handle(), binary(), keyword()) ::
-          {:ok, Attachment.t()} | {:error, term()}
-  def stage_file(handle, path, opts) do
+  @spec stage_file(t(), binary(), keyword()) :: {:ok, Attachment.t()} | {:error, term()}
+  def stage_file({handle, own} = registry, path, opts) do
     name = Keyword.fetch(opts, :name)
 
-    with {:ok, keep} <- keep(opts),
+    with {:ok, keep} <- keep(own, opts),
          miss when miss in [:new, :unseen] <- Native.refresh_file(handle, path, name, keep),
-         {:ok, dir} <- Config.staging_dir() do
+         {:ok, dir} <- Config.staging_dir(own) do
       attempt = &Native.stage_file(handle, dir, path, name, keep, miss, &1)
-      finish(attempt, fn -> stage_file(handle, path, opts) end)
+      finish(attempt, fn -> stage_file(registry, path, opts) end)
     else
       outcome -> Telemetry.staged(outcome)
     end
   end
 
   @doc "Stages a file for an owner of its own, which ends with the term that stands for it."
-  @spec stage_temporary(Native.handle(), binary(), keyword()) ::
+  @spec stage_temporary(t(), binary(), keyword()) ::
           {:ok, Native.temporary_owner(), Attachment.t()} | {:error, term()}
-  def stage_temporary(handle, path, opts) do
+  def stage_temporary({handle, _own} = registry, path, opts) do
     with owner when is_reference(owner) <- Native.temporary_owner(handle),
-         {:ok, attachment} <- stage_file(handle, path, Keyword.put(opts, :owner, owner)),
+         {:ok, attachment} <- stage_file(registry, path, Keyword.put(opts, :owner, owner)),
          do: {:ok, owner, attachment}
   end
 
   # What the native library is to know of how long to keep it.
-  defp keep(opts) do
-    with {:ok, ttl_ms} <- Config.ttl_ms(opts),
+  defp keep(own, opts) do
+    with {:ok, ttl_ms} <- Config.ttl_ms(own, opts),
          do: {:ok, {Keyword.get(opts, :persist, false), ttl_ms, Keyword.get(opts, :owner)}}
   end
 
   @doc "Stages a file under a checksum and at a destination of the caller's choice."
-  @spec stage_at(Native.handle(), Registry.stage_opts()) ::
-          {:ok, Attachment.t()} | {:error, term()}
-  def stage_at(handle, opts) do
+  @spec stage_at(t(), Registry.stage_opts()) :: {:ok, Attachment.t()} | {:error, term()}
+  def stage_at({handle, own} = registry, opts) do
     case Native.refresh_at(handle, opts) do
       :miss ->
-        with {:ok, dir} <- Config.staging_dir(),
-             do: finish(&Native.stage_at(handle, dir, opts, &1), fn -> stage_at(handle, opts) end)
+        with {:ok, dir} <- Config.staging_dir(own) do
+          attempt = &Native.stage_at(handle, dir, opts, &1)
+          finish(attempt, fn -> stage_at(registry, opts) end)
+        end
 
       {:error, {:invalid_option, key, path}}
       when key in [:source_path, :destination_path] and is_list(path) ->
         with {:ok, bytes} <- Options.check(key, path),
-             do: stage_at(handle, %{opts | key => bytes})
+             do: stage_at(registry, %{opts | key => bytes})
 
       outcome ->
         Telemetry.staged(outcome)
     end
   end
 
-  @spec list(Native.handle()) :: [Attachment.t()] | {:error, term()}
-  def list(handle), do: Native.list(handle)
+  @spec list(t()) :: [Attachment.t()] | {:error, term()}
+  def list({handle, _own}), do: Native.list(handle)
 
-  @spec metrics(Native.handle()) :: map() | {:error, term()}
-  def metrics(handle) do
+  @spec metrics(t()) :: map() | {:error, term()}
+  def metrics({handle, _own}) do
     with :miss <- Native.try_metrics(handle), do: Native.metrics(handle)
   end
 
-  @spec fetch(Native.handle(), binary()) :: {:ok, Attachment.t()} | {:error, term()}
-  def fetch(handle, id) do
+  @spec fetch(t(), binary()) :: {:ok, Attachment.t()} | {:error, term()}
+  def fetch({handle, _own}, id) do
     with :miss <- Native.try_fetch(handle, id), do: Native.fetch(handle, id)
   end
 
-  @spec release(Native.handle(), binary(), pid()) :: :ok | {:error, term()}
-  def release(handle, id, owner), do: Native.release(handle, id, owner)
+  @spec release(t(), binary(), pid()) :: :ok | {:error, term()}
+  def release({handle, _own}, id, owner), do: Native.release(handle, id, owner)
 
-  @spec unstage(Native.handle(), binary()) :: :ok | {:error, term()}
-  def unstage(handle, id) do
+  @spec unstage(t(), binary()) :: :ok | {:error, term()}
+  def unstage({handle, _own}, id) do
     case await(&Native.unstage(handle, id, &1)) do
       {:ok, {[], []}} ->
         {:error, :not_staged}
@@ -99,8 +124,8 @@ defmodule Codex.Files.NativeRegistry do
     end
   end
 
-  @spec force_cleanup(Native.handle()) :: :ok | {:error, term()}
-  def force_cleanup(handle) do
+  @spec force_cleanup(t()) :: :ok | {:error, term()}
+  def force_cleanup({handle, _own}) do
     case await(&Native.force_cleanup(handle, &1)) do
       {:ok, {_cleaned, failed} = report} ->
         Telemetry.cleaned(report)
@@ -118,14 +143,14 @@ defmodule Codex.Files.NativeRegistry do
     {:error, {:cleanup_failed, failed}}
   end
 
-  @spec reset(Native.handle(), Path.t()) :: :ok | {:error, term()}
-  def reset(handle, dir) do
+  @spec reset(t(), Path.t()) :: :ok | {:error, term()}
+  def reset({handle, _own}, dir) do
     with {:ok, bytes} <- Options.check(:dir, dir), do: await(&Native.reset(handle, bytes, &1))
   end
 
   @doc "Ends a registry in order, and waits until everything has been removed."
-  @spec stop(Native.handle()) :: :ok | {:error, term()}
-  def stop(handle), do: await(&Native.stop(handle, &1))
+  @spec stop(t()) :: :ok | {:error, term()}
+  def stop({handle, _own}), do: await(&Native.stop(handle, &1))
 
   # A caller that waited for another's staging is told to try again if that was given up, or has made
   # what can be recognised now. It begins with a new look.

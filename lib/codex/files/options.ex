@@ -31,6 +31,25 @@ defmodule Codex.Files.Options do
   def check(:ttl_ms, :infinity), do: {:ok, :infinity}
   def check(key, value) when key in [:ttl_ms, :size] and value in 0..@max_u64, do: {:ok, value}
 
+  def check(:registry, value) when is_pid(value) and node(value) == node(), do: {:ok, value}
+
+  # A name that a registry can have.
+  def check(:registry, value) when is_atom(value) and value not in [nil, :undefined],
+    do: {:ok, value}
+
+  def check(:registry, {:global, _term} = value), do: {:ok, value}
+  def check(:registry, {:via, module, _term} = value) when is_atom(module), do: {:ok, value}
+
+  def check(key, value)
+      when key in [:manifest_table, :file_module] and is_atom(value) and value != nil,
+      do: {:ok, value}
+
+  def check(:recognise_unchanged, value) when is_boolean(value), do: {:ok, value}
+  def check(:when_full, value) when value in [:refuse, :evict], do: {:ok, value}
+  def check(:max_bytes, nil), do: {:ok, nil}
+  def check(:max_bytes, value) when value in 1..@max_u64, do: {:ok, value}
+  def check(:cleanup_interval_ms, value) when is_integer(value) and value > 0, do: {:ok, value}
+
   def check(:id, value) when is_binary(value), do: {:ok, value}
   def check(:owner, value) when is_pid(value) and node(value) == node(), do: {:ok, value}
   def check(:fun, value) when is_function(value, 1), do: {:ok, value}
@@ -42,7 +61,8 @@ defmodule Codex.Files.Options do
        else: {:error, {:invalid_name, name}}
   end
 
-  def check(key, value) when key in [:path, :source_path, :destination_path, :dir] do
+  def check(key, value)
+      when key in [:path, :source_path, :destination_path, :dir, :staging_dir] do
     with :error <- path_bytes(value), do: {:error, {:invalid_option, key, value}}
   end
 

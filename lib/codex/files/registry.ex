@@ -110,19 +110,35 @@ defmodule Codex.Files.Registry do
   @spec start_link(keyword()) :: GenServer.on_start()
   def start_link(opts \\ []) do
     with {:ok, opts} <- Options.check(:opts, opts),
-         {:ok, name} <- check_name(Keyword.get(opts, :name, __MODULE__)) do
+         {:ok, name} <- check_name(Keyword.get(opts, :name, __MODULE__)),
+         {:ok, table} <- check_table(Keyword.fetch(opts, :manifest_table), name),
+         {:ok, module} <- Options.check(:file_module, Keyword.get(opts, :file_module, File)),
+         {:ok, own} <- Config.own(opts) do
       # What `File` would do is done natively. Any other module does its work itself.
-      registry =
-        if Keyword.get(opts, :file_module, File) == File, do: __MODULE__, else: FileModuleRegistry
-
-      GenServer.start_link(registry, opts, name: name)
+      if module == File,
+        do: GenServer.start_link(__MODULE__, {name, table, own}, name: name),
+        else: FileModuleRegistry.start_link(module, name, table, own)
     end
   end
 
-  defp check_name(name) when is_atom(name), do: {:ok, name}
-  defp check_name({:global, _term} = name), do: {:ok, name}
-  defp check_name({:via, module, _term} = name) when is_atom(module), do: {:ok, name}
-  defp check_name(name), do: {:error, {:invalid_option, :name, name}}
+  # A process may go without a name.
+  defp check_name(nil), do: {:ok, nil}
+
+  defp check_name(name) do
+    with false <- is_pid(name),
+         {:ok, name} <- Options.check(:registry, name),
+         do: {:ok, name},
+         else: (_none -> {:error, {:invalid_option, :name, name}})
+  end
+
+  defp check_table({:ok, table}, _name), do: Options.check(:manifest_table, table)
+
+  defp check_table(:error, name) do
+    case NativeRegistry.default_table(name) do
+      nil -> {:error, {:missing_option, :manifest_table}}
+      table -> {:ok, table}
+    end
+  end
 
   @doc """
   Makes sure that the registry runs, and returns its pid.
@@ -230,8 +246,8 @@ defmodule Codex.Files.Registry do
 
   # The work is done in the calling process, unless that is up to a file module.
   defp run(by_handle, request) do
-    case NativeRegistry.handle() do
-      {:ok, handle} -> exit_if_stopped(by_handle.(handle))
+    case NativeRegistry.find(__MODULE__) do
+      {:ok, native} -> exit_if_stopped(by_handle.(native))
       :error -> GenServer.call(__MODULE__, request, :infinity)
     end
   end
@@ -243,20 +259,21 @@ defmodule Codex.Files.Registry do
   ## The process
 
   @impl true
-  def init(opts) do
+  def init({name, table, own}) do
     # Otherwise `terminate/2` would not run when the supervisor stops this process.
     Process.flag(:trap_exit, true)
-    name = Keyword.get(opts, :name, __MODULE__)
 
-    with {:ok, interval_ms} <- Config.cleanup_interval_ms(),
-         {:ok, recognise?} <- Config.recognise_unchanged(),
+    with {:ok, interval_ms} <- Config.cleanup_interval_ms(own),
+         {:ok, recognise?} <- Config.recognise_unchanged(own),
+         {:ok, budget} <- Config.budget(own),
          :ok <- check_native(),
-         {:ok, table} <- ManifestTable.new(opts),
-         {:ok, handle} <- open_native(name, interval_ms, recognise?) do
+         {:ok, table} <- ManifestTable.new(table),
+         {:ok, handle} <- open_native(name, table, interval_ms, budget, recognise?) do
       # What dead registries left goes in the background, before the cleanup thread does anything else.
-      with {:ok, dir} <- Config.staging_dir(), do: Native.purge(handle, dir)
-      :ets.insert(table, {name, handle})
-      {:ok, %{handle: handle, workers: %{}}}
+      with {:ok, dir} <- Config.staging_dir(own), do: Native.purge(handle, dir)
+      native = {handle, own}
+      NativeRegistry.enter(table, name, native)
+      {:ok, %{native: native, workers: %{}}}
     else
       {:error, reason} -> {:stop, reason}
     end
@@ -269,29 +286,29 @@ defmodule Codex.Files.Registry do
       else: {:error, :native_library_not_loaded}
   end
 
-  defp open_native(name, interval_ms, recognise?) do
+  defp open_native(name, table, interval_ms, budget, recognise?) do
     # A registry without a name has no successor: it is kept under a name that nobody else has.
     name = if name == nil, do: make_ref(), else: name
-    Native.open(:erlang.term_to_binary(name), interval_ms, {nil, :refuse}, recognise?)
+    Native.open(:erlang.term_to_binary(name), table, interval_ms, budget, recognise?)
   end
 
   # Whatever may take long is done by a worker, which the caller waits for and this process does
   # not.
   @impl true
   def handle_call(:metrics, _from, state),
-    do: {:reply, NativeRegistry.metrics(state.handle), state}
+    do: {:reply, NativeRegistry.metrics(state.native), state}
 
-  # `Codex.Files` asks when it does not find the handle in the table: that may have another name.
-  def handle_call(:handle, _from, %{handle: handle} = state), do: {:reply, {:ok, handle}, state}
+  # `Codex.Files` asks when it does not find it in its table: that may not have been there yet.
+  def handle_call(:registry, _from, state), do: {:reply, {:native, state.native}, state}
 
   # A large answer must not pass through this process. The worker is linked to it instead: when it is
   # killed, no late answer reaches the caller.
-  def handle_call(:list, from, %{handle: handle} = state) do
+  def handle_call(:list, from, %{native: native} = state) do
     registry = self()
 
     start_worker(state, from, fn ->
       Process.link(registry)
-      GenServer.reply(from, NativeRegistry.list(handle))
+      GenServer.reply(from, NativeRegistry.list(native))
     end)
   end
 
@@ -340,7 +357,7 @@ defmodule Codex.Files.Registry do
   def terminate({:shutdown, _detail}, state), do: terminate(:shutdown, state)
 
   def terminate(reason, state) when reason in [:normal, :shutdown],
-    do: NativeRegistry.stop(state.handle)
+    do: NativeRegistry.stop(state.native)
 
   # Anything else leaves the manifest to the successor.
   def terminate(_reason, _state), do: :ok
@@ -350,11 +367,11 @@ defmodule Codex.Files.Registry do
   # The answer goes through this process: if that is killed before, the caller exits, and an answer of
   # the worker's own would be a stray message in the caller's mailbox. The work goes on, and has its
   # events.
-  defp start_answerer(%{handle: handle} = state, from, work) do
+  defp start_answerer(%{native: native} = state, from, work) do
     registry = self()
 
     start_worker(state, from, fn ->
-      send(registry, {:codex_files, :answer, from, work.(handle)})
+      send(registry, {:codex_files, :answer, from, work.(native)})
     end)
   end
 

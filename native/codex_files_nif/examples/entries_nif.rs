@@ -30,6 +30,8 @@ mod removing;
 mod shapes;
 #[path = "../src/staging.rs"]
 mod staging;
+#[path = "../src/tables.rs"]
+mod tables;
 
 use std::sync::Arc;
 

@@ -18,6 +18,7 @@ mod registry;
 mod removing;
 mod shapes;
 mod staging;
+mod tables;
 
 use rustler::{Env, Term};
 

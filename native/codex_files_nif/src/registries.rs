@@ -14,10 +14,10 @@ use codex_files::registry::owner::Owner;
 use codex_files::registry::{Observer, Registry, Report, Why};
 use once_cell::sync::Lazy;
 use parking_lot::Mutex;
-use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc};
+use rustler::{Atom, Encoder, Env, LocalPid, Monitor, Resource, ResourceArc};
 
 use crate::owners::Owners;
-use crate::{atoms, encode, mailbox};
+use crate::{atoms, encode, mailbox, tables};
 
 /// How long the attachments of a killed registry process wait for its successor: far longer than a
 /// supervisor needs, and short enough that an abandoned registry does not stay for good.
@@ -54,8 +54,9 @@ impl Handle {
 
 #[rustler::resource_impl]
 impl Resource for Handle {
-    fn down<'a>(&'a self, _env: Env<'a>, _pid: LocalPid, _monitor: Monitor) {
+    fn down<'a>(&'a self, _env: Env<'a>, pid: LocalPid, _monitor: Monitor) {
         panics::point("down");
+        tables::forget(pid);
         keeper::abandon(&self.registry, self.keeper);
     }
 }
@@ -78,11 +79,12 @@ impl Observer for Kept {
     }
 }
 
-/// Opens the registry of that name for the calling process: the one that a killed process of that
-/// name left, or a new one.
+/// Opens the registry of that name for the calling process, whose ETS table is `table`: the one that a
+/// killed process of that name left, or a new one.
 pub(crate) fn open(
     env: Env<'_>,
     name: &[u8],
+    table: Atom,
     cleanup_interval: Duration,
     budget: Budget,
     recognise_unchanged: bool,
@@ -123,8 +125,10 @@ pub(crate) fn open(
     drop(before);
     keeper::set_budget(&handle.registry, budget);
     keeper::set_cleanup_interval(&handle.registry, cleanup_interval);
+    tables::enter(pid, table);
     if handle.monitor(Some(env), &pid).is_none() {
         // It is being killed right now.
+        tables::forget(pid);
         keeper::abandon(&handle.registry, keeper);
     }
     Ok(handle)
@@ -137,6 +141,7 @@ pub(crate) fn forget(handle: &Handle) {
 
 impl Kept {
     fn forget(&self) {
+        tables::forget(*self.by.lock());
         let mut registries = REGISTRIES.lock();
         let is_it = |handle: &ResourceArc<Handle>| std::ptr::eq(&*handle.kept, self);
         if registries.get(&self.name).is_some_and(is_it) {

@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use codex_files::registry::{keeper, remove};
-use rustler::{Binary, Encoder, Env, Reference, ResourceArc, Term};
+use rustler::{Atom, Binary, Encoder, Env, LocalPid, Reference, ResourceArc, Term};
 
 use crate::guard::{self, guarded};
 use crate::mailbox::ReplyTo;
 use crate::registries::{self, Handle};
-use crate::{atoms, decode, encode};
+use crate::{atoms, decode, encode, tables};
 
 #[rustler::nif(schedule = "DirtyIo")]
 fn open<'a>(
     env: Env<'a>,
     name: Binary<'a>,
+    table: Atom,
     cleanup_interval_ms: u64,
     budget: Term<'a>,
     recognise_unchanged: bool,
@@ -21,10 +22,27 @@ fn open<'a>(
     guarded(env, "nif-open", || {
         let interval = Duration::from_millis(cleanup_interval_ms);
         let budget = decode::budget(budget)?;
-        let opened = registries::open(env, name.as_slice(), interval, budget, recognise_unchanged);
+        let opened = registries::open(
+            env,
+            name.as_slice(),
+            table,
+            interval,
+            budget,
+            recognise_unchanged,
+        );
         Ok(guard::result(env, opened, |handle| {
             (atoms::ok(), handle).encode(env)
         }))
+    })
+}
+
+#[rustler::nif]
+fn table<'a>(env: Env<'a>, pid: LocalPid) -> Term<'a> {
+    guarded(env, "nif-table", || {
+        Ok(match tables::of(pid) {
+            Some(table) => (atoms::ok(), table).encode(env),
+            None => atoms::error().encode(env),
+        })
     })
 }
 

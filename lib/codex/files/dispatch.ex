@@ -1,0 +1,80 @@
+defmodule Codex.Files.Dispatch do
+  @moduledoc false
+  # Finds the registry that a call of `Codex.Files` is meant for, and does there what is asked. Whatever
+  # becomes of the registry meanwhile, the caller gets a result.
+  #
+  # The default registry is started if it does not run. Any other is its host's to start.
+
+  alias Codex.Files.{Config, FileModuleRegistry, Native, NativeRegistry, Options, Registry}
+
+  @typedoc "A name as `Codex.Files.Registry.start_link/1` takes it, or a pid of this node."
+  @type registry :: GenServer.name() | pid()
+
+  @doc """
+  Calls `by_handle` with a registry that does its own file operations, and `by_call` with the pid and the
+  options of one that has a file module.
+  """
+  @spec with_registry(
+          registry() | term(),
+          (NativeRegistry.t() -> result),
+          ({pid(), Config.own()} -> result)
+        ) :: result | {:error, term()}
+        when result: term()
+  def with_registry(registry, by_handle, by_call) do
+    case find(registry) do
+      {:native, native} -> by_handle.(native)
+      {:file_module, pid, own} -> by_call.({pid, own})
+      error -> error
+    end
+  rescue
+    # The native module could not be loaded, or was compiled anew and goes without its library.
+    error in [UndefinedFunctionError, ErlangError] ->
+      if match?(%{module: Native}, error) or
+           match?(%{original: :native_library_not_loaded}, error),
+         do: {:error, :native_library_not_loaded},
+         else: reraise(error, __STACKTRACE__)
+  catch
+    :exit, {reason, {_module, _function, args}} when is_list(args) -> {:error, reason}
+    :exit, reason -> {:error, reason}
+  end
+
+  defp find(registry) do
+    with {:ok, registry} <- Options.check(:registry, registry),
+         :error <- found(registry),
+         {:ok, pid} <- running(registry),
+         {:ok, pid} <- Options.check(:registry, pid),
+         :error <- found(pid),
+         do: ask(pid, registry)
+  end
+
+  defp found(registry) when is_atom(registry) or is_pid(registry) do
+    with {:ok, native} <- NativeRegistry.find(registry), do: {:native, native}
+  end
+
+  defp found(_name), do: :error
+
+  defp running(Registry), do: Registry.ensure_started()
+
+  defp running(registry) do
+    case GenServer.whereis(registry) do
+      nil -> {:error, :noproc}
+      pid -> {:ok, pid}
+    end
+  rescue
+    # A host's registry of names, or its module, is not there: neither is what it would know.
+    _error -> {:error, :noproc}
+  end
+
+  # It knows, even if its table is not there yet. Another process might never answer.
+  defp ask(pid, registry) do
+    case :proc_lib.translate_initial_call(pid) do
+      {module, :init, 1} when module in [Registry, FileModuleRegistry] ->
+        GenServer.call(pid, :registry, :infinity)
+
+      _other ->
+        if Process.alive?(pid),
+          do: {:error, {:invalid_option, :registry, registry}},
+          else: {:error, :noproc}
+    end
+  end
+end
