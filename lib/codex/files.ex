@@ -79,8 +79,12 @@ defmodule Codex.Files do
     Native,
     NativeRegistry,
     Options,
-    Registry
+    Registry,
+    Source
   }
+
+  @typedoc "What can be staged: a file, or bytes that are in memory."
+  @type source() :: Path.t() | {:data, iodata()}
 
   @doc """
   Returns the directory below which files are staged.
@@ -104,11 +108,14 @@ defmodule Codex.Files do
   end
 
   @doc """
-  Stages the file at `path`.
+  Stages a source: the file at a path, or bytes that are in memory, as `{:data, iodata}`.
+
+  Bytes are hashed before they are written: those that are known already need no room.
 
   ## Options
 
-    * `:name` - one path component, by default the last one of `path`
+    * `:name` - one path component, by default the last one of the path. Bytes in memory need one, or
+      the result is `{:error, {:missing_option, :name}}`
     * `:persist` - `true` exempts it from expiry; its `ttl_ms` is then `:infinity`
     * `:ttl_ms` - how many milliseconds to keep it, or `:infinity`. With 0 it expires at the next
       cleanup. By default as configured
@@ -121,7 +128,8 @@ defmodule Codex.Files do
       directory
     * `{:unsupported_file_type, type}` - not a regular file but a `:fifo`, `:socket`, `:device` or
       `:other`
-    * `{:invalid_name, name}`, `{:invalid_ttl, ttl_ms}`, `{:invalid_option, key, value}`
+    * `{:invalid_name, name}`, `{:invalid_ttl, ttl_ms}`, `{:invalid_option, key, value}`, where the key
+      is `:source` if bytes were to be staged that are no iodata
     * `{:staging_dir, path, reason}` - the staging directory cannot be made, opened or locked: what the
       file system says is `:enotdir`, `:erofs` or the like
     * `{:insecure_staging_dir, path, reason}` - the staging directory belongs to another user
@@ -136,24 +144,34 @@ defmodule Codex.Files do
       {5, :infinity}
       iex> Codex.Files.stage(path, ttl_ms: -1)
       {:error, {:invalid_ttl, -1}}
+      iex> {:ok, attachment} = Codex.Files.stage({:data, ["some ", "bytes"]}, name: "bytes.txt")
+      iex> {attachment.name, File.read!(attachment.path)}
+      {"bytes.txt", "some bytes"}
+      iex> Codex.Files.stage({:data, [256]}, name: "bytes.txt")
+      {:error, {:invalid_option, :source, [256]}}
 
   """
-  @spec stage(Path.t(), keyword()) :: {:ok, Attachment.t()} | {:error, term()}
-  def stage(path, opts \\ []) do
+  @spec stage(source(), keyword()) :: {:ok, Attachment.t()} | {:error, term()}
+  def stage(source, opts \\ []) do
     with {:ok, opts} <- Options.check(:opts, opts),
          :ok <- check_owner(opts),
-         {:ok, bytes} <- path_bytes(path) do
-      with_registry(
-        registry(opts),
-        &NativeRegistry.stage_file(&1, bytes, opts),
-        fn server ->
-          if Keyword.has_key?(opts, :owner),
-            do: not_supported(server),
-            else: FileModuleRegistry.stage_file(server, bytes, opts)
-        end
-      )
-    end
+         {:ok, source} <- Source.check(source),
+         do:
+           with_registry(
+             registry(opts),
+             &NativeRegistry.stage(&1, source, opts),
+             &stage_by_file_module(&1, source, opts)
+           )
   end
+
+  # It stages files, and knows no owners.
+  defp stage_by_file_module(server, {:path, path}, opts) do
+    if Keyword.has_key?(opts, :owner),
+      do: not_supported(server),
+      else: FileModuleRegistry.stage_file(server, path, opts)
+  end
+
+  defp stage_by_file_module(server, _source, _opts), do: not_supported(server)
 
   # The native library watches it from then on.
   defp check_owner(opts) do
@@ -185,18 +203,18 @@ defmodule Codex.Files do
 
   Returns `{:ok, result}` with what `fun` returns.
   """
-  @spec temporary(Path.t(), keyword(), (Attachment.t() -> result)) ::
+  @spec temporary(source(), keyword(), (Attachment.t() -> result)) ::
           {:ok, result} | {:error, term()}
         when result: term()
-  def temporary(path, opts \\ [], fun) do
+  def temporary(source, opts \\ [], fun) do
     with {:ok, opts} <- Options.check(:opts, opts),
          {:ok, fun} <- Options.check(:fun, fun),
          :ok <- check_no_owner(opts),
-         {:ok, bytes} <- path_bytes(path),
+         {:ok, source} <- Source.check(source),
          {:ok, owner, attachment} <-
            with_registry(
              registry(opts),
-             &NativeRegistry.stage_temporary(&1, bytes, opts),
+             &NativeRegistry.stage_temporary(&1, source, opts),
              &not_supported/1
            ) do
       try do
@@ -385,8 +403,4 @@ defmodule Codex.Files do
   """
   @spec format_error(term()) :: String.t()
   defdelegate format_error(reason), to: Codex.Files.ErrorMessage, as: :format
-
-  # The native library checks a binary itself.
-  defp path_bytes(path) when is_binary(path), do: {:ok, path}
-  defp path_bytes(path), do: Options.check(:path, path)
 end

@@ -90,6 +90,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
     calls = [
       {:stage, [context.source, [ttl_ms: 1]]},
       {:stage, [context.source]},
+      {:stage, [{:data, "some bytes"}, [name: "name"]]},
       {:format_error, [:enoent]}
     ]
 
@@ -207,6 +208,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
           :unseen,
           make_ref()
         ],
+        stage_data: [handle, dir, "some bytes", "name", {false, 60_000, self()}, make_ref()],
         list: [handle],
         metrics: [handle],
         try_metrics: [handle],
@@ -298,7 +300,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
       assert apply(Native, :refresh_at, nifs[:refresh_at]) == :miss
       assert apply(Native, :refresh_file, nifs[:refresh_file]) in [:new, :unseen]
 
-      for name <- [:stage_at, :stage_file] do
+      for name <- [:stage_at, :stage_file, :stage_data] do
         assert {name, apply(Native, name, nifs[name])} == {name, {:error, :stopped}}
       end
 

@@ -133,6 +133,7 @@ defmodule Codex.Files.P18PanicsTest do
             refresh_file: [handle, small, :error, {false, 0, nil}],
             stage_at: [handle, dir, opts, make_ref()],
             stage_file: [handle, dir, small, :error, {false, 0, nil}, :unseen, make_ref()],
+            stage_data: [handle, dir, "some bytes", "name", {false, 0, nil}, make_ref()],
             list: [handle],
             metrics: [handle],
             try_metrics: [handle],
@@ -177,6 +178,7 @@ defmodule Codex.Files.P18PanicsTest do
     for {nif, call} <- [
           {"refresh_file", quote(do: Codex.Files.stage(unquote(small)))},
           {"stage_file", quote(do: Codex.Files.stage(unquote(small)))},
+          {"stage_data", quote(do: Codex.Files.stage({:data, "some bytes"}, name: "n"))},
           {"refresh_at", quote(do: Codex.Files.Registry.stage(unquote(opts)))},
           {"stage_at", quote(do: Codex.Files.Registry.stage(unquote(opts)))},
           {"list", quote(do: Codex.Files.list_staged_result())},
@@ -210,6 +212,11 @@ defmodule Codex.Files.P18PanicsTest do
     stage_small = quote(do: Codex.Files.stage(unquote(small), ttl_ms: 0))
     stage_large = quote(do: Codex.Files.stage(unquote(large), ttl_ms: 0))
 
+    stage_data =
+      quote do
+        Codex.Files.stage({:data, File.read!(unquote(large))}, name: "large", ttl_ms: 0)
+      end
+
     stage_and_cleanup =
       quote do
         for source <- unquote([small, other]), do: Codex.Files.stage(source, ttl_ms: 0)
@@ -230,7 +237,9 @@ defmodule Codex.Files.P18PanicsTest do
           {"reply", stage_large},
           {"reply", stage_large},
           {"published", stage_small},
-          {"published", stage_large}
+          {"published", stage_large},
+          {"copier", stage_data},
+          {"published", stage_data}
         ] do
       assert {point, panicking(context, point, call)} == {point, panicked(point)}
       assert_unharmed(context, point)

@@ -92,7 +92,7 @@ defmodule Codex.Files.RandomTerms do
     name = fn -> Enum.random([:error, {:ok, "name"}]) end
     miss = fn -> Enum.random([:new, :unseen]) end
 
-    case :rand.uniform(23) do
+    case :rand.uniform(24) do
       1 -> {:open, open()}
       2 -> {:stop, [stoppable(), make_ref()]}
       3 -> {:purge, [handle, dir]}
@@ -112,6 +112,7 @@ defmodule Codex.Files.RandomTerms do
       21 -> {:temporary_owner, [handle]}
       22 -> {:end_owner, [Native.temporary_owner(handle)]}
       23 -> {:table, [self()]}
+      24 -> {:stage_data, [handle, dir, :rand.bytes(9), "name", keep(handle), make_ref()]}
     end
   end
 

@@ -148,6 +148,10 @@ defmodule Codex.Files.Native do
         ) :: outcome() | :wait
   def stage_file(_handle, _staging_dir, _path, _name, _keep, _miss, _reference), do: not_loaded()
 
+  @spec stage_data(handle(), staging_dir(), binary(), binary(), keep(), reference()) ::
+          outcome() | :wait
+  def stage_data(_handle, _staging_dir, _data, _name, _keep, _reference), do: not_loaded()
+
   # Owning
 
   @spec release(handle(), binary(), pid()) :: :ok | {:error, term()}

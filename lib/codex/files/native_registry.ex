@@ -3,7 +3,7 @@ defmodule Codex.Files.NativeRegistry do
   # What callers do with a registry that does its own file operations: the work is the native
   # library's, in the process of the caller. The registry's own process is not in the way.
 
-  alias Codex.Files.{Attachment, Config, Native, Options, Registry, Telemetry}
+  alias Codex.Files.{Attachment, Config, Native, Options, Registry, Source, Telemetry}
 
   @default_table :codex_files_manifest
 
@@ -43,28 +43,42 @@ defmodule Codex.Files.NativeRegistry do
     ArgumentError -> :error
   end
 
-  @doc "Stages a file under the digest of its content."
-  @spec stage_file(t(), binary(), keyword()) :: {:ok, Attachment.t()} | {:error, term()}
-  def stage_file({handle, own} = registry, path, opts) do
+  @doc "Stages a source under the digest of its content."
+  @spec stage(t(), Source.t(), keyword()) :: {:ok, Attachment.t()} | {:error, term()}
+  def stage({handle, own} = registry, {:path, path} = source, opts) do
     name = Keyword.fetch(opts, :name)
 
     with {:ok, keep} <- keep(own, opts),
          miss when miss in [:new, :unseen] <- Native.refresh_file(handle, path, name, keep),
          {:ok, dir} <- Config.staging_dir(own) do
       attempt = &Native.stage_file(handle, dir, path, name, keep, miss, &1)
-      finish(attempt, fn -> stage_file(registry, path, opts) end)
+      finish(attempt, fn -> stage(registry, source, opts) end)
     else
       outcome -> Telemetry.staged(outcome)
     end
   end
 
-  @doc "Stages a file for an owner of its own, which ends with the term that stands for it."
-  @spec stage_temporary(t(), binary(), keyword()) ::
+  def stage({handle, own} = registry, {:data, data} = source, opts) do
+    with {:ok, name} <- fetch_name(opts),
+         {:ok, keep} <- keep(own, opts),
+         {:ok, dir} <- Config.staging_dir(own) do
+      attempt = &Native.stage_data(handle, dir, data, name, keep, &1)
+      finish(attempt, fn -> stage(registry, source, opts) end)
+    end
+  end
+
+  @doc "Stages a source for an owner of its own, which ends with the term that stands for it."
+  @spec stage_temporary(t(), Source.t(), keyword()) ::
           {:ok, Native.temporary_owner(), Attachment.t()} | {:error, term()}
-  def stage_temporary({handle, _own} = registry, path, opts) do
+  def stage_temporary({handle, _own} = registry, source, opts) do
     with owner when is_reference(owner) <- Native.temporary_owner(handle),
-         {:ok, attachment} <- stage_file(registry, path, Keyword.put(opts, :owner, owner)),
+         {:ok, attachment} <- stage(registry, source, Keyword.put(opts, :owner, owner)),
          do: {:ok, owner, attachment}
+  end
+
+  # What has no path has no name of its own.
+  defp fetch_name(opts) do
+    with :error <- Keyword.fetch(opts, :name), do: {:error, {:missing_option, :name}}
   end
 
   # What the native library is to know of how long to keep it.

@@ -8,6 +8,7 @@
 //! Staged files do not outlive the process for which they were staged, so nothing is synced to the
 //! disk: after a power failure the staging directory holds leftovers for the next start to remove.
 
+pub mod bytes;
 pub mod checksum;
 pub mod disk;
 pub mod error;

@@ -66,9 +66,17 @@ const MEANINGFUL: [Errno; 5] = [
 #[derive(Clone, Copy, Debug)]
 struct Scene {
     name: &'static str,
+    from: From,
     size: usize,
     to: To,
     before: Before,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum From {
+    File,
+    /// Bytes in memory.
+    Data,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -94,7 +102,7 @@ enum Before {
     LostUnderAnotherName,
 }
 
-const SCENES: [Scene; 12] = [
+const SCENES: [Scene; 18] = [
     scene("first", SMALL, To::Area, Before::Nothing),
     scene("small", SMALL, To::Area, Before::Another),
     scene("known", SMALL, To::Area, Before::Staged),
@@ -112,11 +120,25 @@ const SCENES: [Scene; 12] = [
     ),
     scene("elsewhere-large", LARGE, To::Elsewhere, Before::Another),
     scene("elsewhere-lost", SMALL, To::Elsewhere, Before::Lost),
+    data("data-first", SMALL, Before::Nothing),
+    data("data-known", SMALL, Before::Staged),
+    data("data-lost", SMALL, Before::Lost),
+    data("data-large-first", LARGE, Before::Nothing),
+    data("data-large-known", LARGE, Before::Staged),
+    data("data-large-lost", LARGE, Before::Lost),
 ];
+
+const fn data(name: &'static str, size: usize, before: Before) -> Scene {
+    Scene {
+        from: From::Data,
+        ..scene(name, size, To::Area, before)
+    }
+}
 
 const fn scene(name: &'static str, size: usize, to: To, before: Before) -> Scene {
     Scene {
         name,
+        from: From::File,
         size,
         to,
         before,
@@ -142,7 +164,8 @@ impl Scene {
 
     /// There may be room when others have ended.
     fn tries_again_after(&self, errno: Errno) -> bool {
-        self.size == LARGE && self.to == To::Area && errno == Errno::ENOSPC
+        let copies = self.from == From::File && self.to == To::Area;
+        self.size == LARGE && copies && errno == Errno::ENOSPC
     }
 
     fn destination(&self, lab: &Lab) -> PathBuf {
@@ -182,6 +205,7 @@ impl Scene {
     fn play_as(&self, lab: &Lab, name: &str) -> Outcome {
         let source = lab.root.join("source");
         match self.to {
+            To::Area if self.from == From::Data => lab.stage_data(self.content()),
             To::Area => lab.stage_file_as(&source, name),
             To::Elsewhere => lab.stage(b"a key", &source, &self.destination(lab)),
             To::ElsewhereVerified => lab.stage(&self.key(), &source, &self.destination(lab)),
@@ -373,6 +397,17 @@ fn a_directory_that_goes_before_the_scratch_file_is_in_it_is_made_again() {
         }
     }
     assert!(points > 0);
+}
+
+/// Bytes that are known already are hashed, and their file is looked at: nothing else.
+#[test]
+fn p20_known_bytes_write_nothing() {
+    let _alone = alone();
+    for scene in SCENES {
+        if scene.from == From::Data && scene.before == Before::Staged {
+            assert_eq!(scene.calls(), ["lstat"], "{}", scene.name);
+        }
+    }
 }
 
 /// ext4 would write a copy out at its close, and the caller wait for the disk.

@@ -26,7 +26,7 @@ use nix::sys::stat::Mode;
 const MIB: usize = 1024 * 1024;
 
 #[test]
-fn p3_files_of_every_size_are_staged_whole() {
+fn p3_p20_files_and_bytes_of_every_size_are_staged_whole() {
     let mut lab = Lab::new();
     for size in [
         0,
@@ -41,6 +41,14 @@ fn p3_files_of_every_size_are_staged_whole() {
         let content = content(size, size as u64);
         let source = lab.source("source", &content);
         let attachment = copied(lab.stage_file(&source));
+        assert_eq!(attachment.file.checksum, key(&content), "{size} bytes");
+        assert_eq!(attachment.file.size, size as u64);
+        assert_eq!(fs::read(&attachment.file.path).unwrap(), content);
+
+        let attachment = known(lab.stage_data(&content));
+        assert_eq!(attachment.file.checksum, key(&content));
+        lab.reset();
+        let attachment = copied(lab.stage_data(&content));
         assert_eq!(attachment.file.checksum, key(&content), "{size} bytes");
         assert_eq!(attachment.file.size, size as u64);
         assert_eq!(fs::read(&attachment.file.path).unwrap(), content);

@@ -12,6 +12,8 @@ mod encode;
 mod entries;
 #[path = "../src/guard.rs"]
 mod guard;
+#[path = "../src/kept.rs"]
+mod kept;
 #[path = "../src/mailbox.rs"]
 mod mailbox;
 #[path = "../src/owners.rs"]

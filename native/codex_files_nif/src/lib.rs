@@ -9,6 +9,7 @@ mod atoms;
 mod decode;
 mod encode;
 mod guard;
+mod kept;
 mod mailbox;
 mod owners;
 mod owning;

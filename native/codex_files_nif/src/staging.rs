@@ -1,12 +1,14 @@
 //! Staging: a quick look on the caller's scheduler, and whatever takes longer.
 
+use codex_files::bytes::Bytes;
 use codex_files::registry::admission::Answer;
 use codex_files::registry::stage_file::{Miss, StageFile};
-use codex_files::registry::{Attachment, Outcome, stage_at, stage_file};
-use rustler::{Atom, Encoder, Env, Reference, ResourceArc, Term};
+use codex_files::registry::{Attachment, Outcome, stage_at, stage_data, stage_file};
+use rustler::{Atom, Binary, Encoder, Env, Reference, ResourceArc, Term};
 
 use crate::decode::StageOpts;
 use crate::guard::guarded;
+use crate::kept::Kept;
 use crate::mailbox::ReplyTo;
 use crate::registries::Handle;
 use crate::{atoms, decode, encode};
@@ -96,6 +98,29 @@ fn stage_file<'a>(
             Miss::Unseen
         };
         let answer = stage_file::stage_file(&handle.registry, &request, miss, &waiter);
+        Ok(answered(env, answer))
+    })
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn stage_data<'a>(
+    env: Env<'a>,
+    handle: ResourceArc<Handle>,
+    staging_dir: Term<'a>,
+    data: Binary<'a>,
+    name: Term<'a>,
+    keep: Term<'a>,
+    reference: Reference<'a>,
+) -> Term<'a> {
+    guarded(env, "nif-stage_data", || {
+        let to = decode::request(
+            decode::name(name)?,
+            decode::keep(keep, |pid| handle.owner(env, pid))?,
+            staging_dir,
+        )?;
+        let waiter = || ReplyTo::new(env, reference).waiter(to.owner.clone());
+        let kept = || -> Box<dyn Bytes> { Box::new(Kept::new(&[data])) };
+        let answer = stage_data::stage_data(&handle.registry, &data, kept, &to, &waiter);
         Ok(answered(env, answer))
     })
 }

@@ -44,7 +44,7 @@ pub(crate) fn publish_content(
     area.in_checksum_dir(checksum, |dir| {
         // A ticket for the checksum is out: nobody else of this registry writes here.
         let scratch = Scratch::create(area, dir.join(scratch_name), mode)?;
-        sys::write_all(scratch.file.file()?, content).context("write to", &scratch.file.path)?;
+        scratch.write(content)?;
         scratch.rename(checksum, name, content.len() as u64, mode)
     })
 }
@@ -80,6 +80,11 @@ impl Scratch {
             file,
             published: false,
         })
+    }
+
+    /// Appends bytes to it.
+    pub(crate) fn write(&self, bytes: &[u8]) -> Result<()> {
+        sys::write_all(self.file.file()?, bytes).context("write to", &self.file.path)
     }
 
     /// Copies a source into it: see [`Source::copy_into`].

@@ -23,7 +23,7 @@ pub const INLINE_LIMIT: usize = 256 * 1024;
 pub(crate) const SMALL_BUFFER: usize = INLINE_LIMIT + 1;
 
 /// The size of a piece: small enough to stay in a core's cache between the read and the hash.
-pub(super) const PIECE: usize = 256 * 1024;
+pub(crate) const PIECE: usize = 256 * 1024;
 
 /// A look at a source that does not open it: opening a device can move a tape.
 pub(crate) fn look(path: &Path) -> Result<FileStat> {

@@ -13,6 +13,7 @@ pub mod removed;
 pub mod reply;
 pub mod room;
 pub mod stage_at;
+pub mod stage_data;
 pub mod stage_file;
 
 use std::sync::Arc;

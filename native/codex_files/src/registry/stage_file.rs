@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::admission::{Admitted, Answer, admit, answer, enter, fail, renew};
-use super::room::{ForSource, reserve};
+use super::room::ForSource;
+use super::stage_data::{by_copier, hand_over, stage_small};
 use super::{Attachment, MakeWaiter, Outcome, Registry, Request, Staging, Waiter};
 use crate::checksum::{self, Content};
 use crate::disk::area::PublishError;
@@ -15,10 +16,8 @@ use crate::disk::file_id::Fingerprint;
 use crate::disk::scratch;
 use crate::disk::source::{self, INLINE_LIMIT, SMALL_BUFFER, Source};
 use crate::error::{Error, Result};
-use crate::panics::{self, contained};
 use crate::recognition::Likeness;
 use crate::retention::Keep;
-use crate::threads::copiers;
 
 /// What is to be staged, and how.
 #[derive(Clone, Debug)]
@@ -83,32 +82,24 @@ pub fn stage_file(
         }
         let source = Source::open(&request.source)?;
         let small = SMALL_CONTENT.with_borrow_mut(|buffer| {
-            source.read_small(buffer)?.map_or(Ok(None), |length| {
-                let content = &buffer[..length];
-                stage_small(registry, request, &source, content, make_waiter).map(Some)
-            })
+            let Some(length) = source.read_small(buffer)? else {
+                return Ok(None);
+            };
+            let (content, mode) = (&buffer[..length], source.staged_mode());
+            let (content, answer) = stage_small(registry, content, mode, &request.to, make_waiter)?;
+            if let Answer::Now(outcome) = &answer {
+                remember(registry, &source, content, outcome);
+            }
+            Ok(Some(answer))
         })?;
         if let Some(answer) = small {
             return Ok(answer);
         }
         let (size, waiter) = (source.size(), make_waiter());
         let (registry, request) = (registry.clone(), request.clone());
-        copiers::run(size, move || {
-            let mut waiter = Some(waiter);
-            let staged = contained(|| {
-                panics::point("copier");
-                stage_large(&registry, &request, &mut waiter)
-            });
-            // Whoever holds the ticket that is waited for has the waiter otherwise.
-            if let Some(waiter) = waiter {
-                waiter.answer(
-                    staged
-                        .and_then(|staged| staged)
-                        .unwrap_or_else(Outcome::Failed),
-                );
-            }
-        });
-        Ok(Answer::ByWaiter)
+        Ok(by_copier(size, waiter, move |waiter| {
+            stage_large(&registry, &request, waiter)
+        }))
     })
 }
 
@@ -117,39 +108,6 @@ fn renew_unchanged(registry: &Registry, seen: &Fingerprint, keep: Keep) -> Optio
     let recognition = registry.recognition.as_ref()?;
     let file = recognition.find(seen, Likeness::Proof)?;
     renew(registry, &file, keep)
-}
-
-/// Stages a small file, whose `content` has been read. It is written only if that is new.
-fn stage_small(
-    registry: &Registry,
-    request: &StageFile,
-    source: &Source<'_>,
-    content: &[u8],
-    make_waiter: MakeWaiter<'_>,
-) -> Result<Answer> {
-    let _work = registry.work()?;
-    let digest = checksum::digest(content);
-    let checksum = checksum::key(&digest);
-    let size = content.len() as u64;
-    let outcome = match admit(registry, &checksum, request.to.keep, make_waiter)? {
-        Admitted::Known(attachment) => Outcome::known(attachment),
-        Admitted::Waiting => return Ok(Answer::ByWaiter),
-        Admitted::Lead(staging) => {
-            let published = reserve(registry, size, staging.replaces()).and_then(|room| {
-                let file = registry.areas.with_area(&request.to.staging_dir, |area| {
-                    let (name, mode) = (&request.to.name, source.staged_mode());
-                    scratch::publish_content(area, &checksum, name, content, mode)
-                })?;
-                Ok((file, room))
-            });
-            match published {
-                Ok((file, room)) => enter(staging, file, room),
-                Err(error) => fail(staging, error),
-            }
-        }
-    };
-    remember(registry, source, Content { digest, size }, &outcome);
-    Ok(Answer::Now(outcome))
 }
 
 /// Stages a large file. It is copied and hashed at once, and entered if its content turns out to be new.
@@ -322,11 +280,6 @@ fn remember(registry: &Registry, source: &Source<'_>, content: Content, outcome:
         let staged = totals.persistent_count + totals.expirable_count;
         usize::try_from(staged).unwrap_or(usize::MAX)
     });
-}
-
-/// The waiter, for whoever is at work on the same checksum.
-fn hand_over(waiter: &mut Option<Waiter>) -> Waiter {
-    waiter.take().unwrap_or_else(|| Waiter::new(drop))
 }
 
 /// The error, also for those who wait for the ticket, if there is one.

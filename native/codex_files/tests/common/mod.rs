@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use codex_files::bytes::Bytes;
 use codex_files::checksum::Checksum;
 use codex_files::disk::source::INLINE_LIMIT;
 use codex_files::disk::staging_dir::StagingDir;
@@ -24,6 +25,7 @@ use codex_files::registry::keeper::{self, Options};
 use codex_files::registry::remove;
 use codex_files::registry::reply::Reply;
 use codex_files::registry::stage_at::{self, StageAt};
+use codex_files::registry::stage_data;
 use codex_files::registry::stage_file::{self, StageFile};
 use codex_files::registry::{
     Attachment, Observer, Outcome, Registry, Report, Request, Waiter, Why,
@@ -144,6 +146,15 @@ impl Lab {
                 staging_dir: self.staging_dir(),
             },
         }
+    }
+
+    /// Stages a content that is in memory.
+    pub fn stage_data(&self, content: &[u8]) -> Outcome {
+        let to = self.file_request(Path::new(""), OsStr::new("name")).to;
+        until_answered(|waiter| {
+            let kept = || -> Box<dyn Bytes> { Box::new(content.to_vec()) };
+            stage_data::stage_data(&self.registry, content, kept, &to, waiter)
+        })
     }
 
     /// Stages a file under a key and at a destination of the caller's.

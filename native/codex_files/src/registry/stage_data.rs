@@ -1,0 +1,156 @@
+//! Staging a content that is in memory, in the registry's own area.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use nix::sys::stat::Mode;
+use sha2::{Digest, Sha256};
+
+use super::admission::{Admitted, Answer, admit, answer, enter, fail};
+use super::room::reserve;
+use super::{MakeWaiter, Outcome, Registry, Request, StagedFile, Staging, Waiter};
+use crate::bytes::Bytes;
+use crate::checksum::{self, Content};
+use crate::disk::area::{Area, PublishError};
+use crate::disk::scratch;
+use crate::disk::source::{INLINE_LIMIT, PIECE};
+use crate::error::{Error, Result};
+use crate::panics::{self, contained};
+use crate::threads::copiers;
+use crate::turns;
+
+/// The mode of what is staged from anything but a file.
+pub(super) const MODE: Mode = Mode::S_IRUSR;
+
+/// Stages a content. If that takes long it is `kept` for a copier.
+pub fn stage_data(
+    registry: &Arc<Registry>,
+    content: &[u8],
+    kept: impl FnOnce() -> Box<dyn Bytes>,
+    to: &Request,
+    make_waiter: MakeWaiter<'_>,
+) -> Answer {
+    answer(|| {
+        if content.len() <= INLINE_LIMIT {
+            return stage_small(registry, content, MODE, to, make_waiter).map(|(_, answer)| answer);
+        }
+        let (registry, to, kept) = (registry.clone(), to.clone(), kept());
+        let size = content.len() as u64;
+        Ok(by_copier(size, make_waiter(), move |waiter| {
+            stage_large(&registry, &*kept, size, &to, waiter)
+        }))
+    })
+}
+
+/// Stages a small content, at once. It is written only if it is new.
+pub(super) fn stage_small(
+    registry: &Registry,
+    content: &[u8],
+    mode: Mode,
+    to: &Request,
+    make_waiter: MakeWaiter<'_>,
+) -> Result<(Content, Answer)> {
+    let _work = registry.work()?;
+    let digest = checksum::digest(content);
+    let checksum = checksum::key(&digest);
+    let size = content.len() as u64;
+    let answer = match admit(registry, &checksum, to.keep, make_waiter)? {
+        Admitted::Known(attachment) => Answer::Now(Outcome::known(attachment)),
+        Admitted::Waiting => Answer::ByWaiter,
+        Admitted::Lead(staging) => Answer::Now(put_in_place(registry, staging, size, to, |area| {
+            scratch::publish_content(area, &checksum, &to.name, content, mode)
+        })),
+    };
+    Ok((Content { digest, size }, answer))
+}
+
+/// Has a copier stage something of `size` bytes. The outcome is the waiter's, if that is still here in
+/// the end: whoever holds the ticket that is waited for has it otherwise.
+pub(super) fn by_copier(
+    size: u64,
+    waiter: Waiter,
+    stage: impl FnOnce(&mut Option<Waiter>) -> Result<Outcome> + Send + 'static,
+) -> Answer {
+    copiers::run(size, move || {
+        let mut waiter = Some(waiter);
+        let staged = contained(|| {
+            panics::point("copier");
+            stage(&mut waiter)
+        });
+        if let Some(waiter) = waiter {
+            waiter.answer(
+                staged
+                    .and_then(|staged| staged)
+                    .unwrap_or_else(Outcome::Failed),
+            );
+        }
+    });
+    Answer::ByWaiter
+}
+
+/// The waiter, for whoever is at work on the same checksum.
+pub(super) fn hand_over(waiter: &mut Option<Waiter>) -> Waiter {
+    waiter.take().unwrap_or_else(|| Waiter::new(drop))
+}
+
+/// Stages a large content. It is written only if it is new.
+fn stage_large(
+    registry: &Registry,
+    content: &dyn Bytes,
+    size: u64,
+    to: &Request,
+    waiter: &mut Option<Waiter>,
+) -> Result<Outcome> {
+    let _work = registry.work()?;
+    let mut hasher = Sha256::new();
+    each_piece(registry, content, |piece| {
+        let _turn = turns::turn();
+        hasher.update(piece);
+        Ok(())
+    })?;
+    let checksum = checksum::key(&hasher.finalize().into());
+    let staging = match admit(registry, &checksum, to.keep, || hand_over(waiter))? {
+        Admitted::Known(attachment) => return Ok(Outcome::known(attachment)),
+        Admitted::Waiting => return Ok(Outcome::Retry),
+        Admitted::Lead(staging) => staging,
+    };
+    Ok(put_in_place(registry, staging, size, to, |area| {
+        let scratch = scratch::numbered(area, MODE)?;
+        each_piece(registry, content, |piece| scratch.write(piece))?;
+        scratch.publish(&checksum, &to.name, size, MODE)
+    }))
+}
+
+/// Has `write` put a file of `size` bytes in place, and enters it.
+fn put_in_place(
+    registry: &Registry,
+    staging: Staging,
+    size: u64,
+    to: &Request,
+    write: impl FnMut(&Arc<Area>) -> Result<StagedFile, PublishError>,
+) -> Outcome {
+    let put = reserve(registry, size, staging.replaces()).and_then(|room| {
+        let file = registry.areas.with_area(&to.staging_dir, write)?;
+        Ok((file, room))
+    });
+    match put {
+        Ok((file, room)) => enter(staging, file, room),
+        Err(error) => fail(staging, error),
+    }
+}
+
+/// Shows a content to `see`, piece by piece, until the registry stops.
+fn each_piece(
+    registry: &Registry,
+    content: &dyn Bytes,
+    mut see: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    content.each(&mut |bytes| {
+        bytes.chunks(PIECE).try_for_each(|piece| {
+            if registry.stopping.load(Ordering::Relaxed) {
+                return Err(Error::Stopped);
+            }
+            see(piece)
+        })
+    })
+}
