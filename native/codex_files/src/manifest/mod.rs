@@ -44,7 +44,7 @@ pub enum Admission<F: File> {
 }
 
 /// Whoever waits to remove an attachment that somebody else is at work on. It gets the ticket when that
-/// work has ended, or `None` if the attachment has gone with it.
+/// work has ended, or `None` if the attachment has gone with it, or is to stay.
 pub type Later<F> = Box<dyn FnOnce(Option<Removal<F>>) + Send>;
 
 /// The manifest. See the module's description.
@@ -254,7 +254,7 @@ impl<F: File> Manifest<F> {
             match state.tickets.get_mut(file.key()) {
                 None => removals.push(self.removal(&mut state, attachment)),
                 Some(out) => {
-                    let later = later().map(|later| self.waits(later));
+                    let later = later().map(|later| self.waits(None, later));
                     out.waiting.extend(later);
                 }
             }
@@ -329,16 +329,17 @@ impl<F: File> Manifest<F> {
             }
             match state.tickets.get_mut(left.file.key()) {
                 None => removals.push(self.removal(state, left)),
-                Some(out) => out.waiting.push(self.waits(later())),
+                Some(out) => out.waiting.push(self.waits(Some(now), later())),
             }
         }
     }
 
-    fn waits(&self, later: Later<F>) -> Waits<F> {
+    fn waits(&self, since: Option<Now>, later: Later<F>) -> Waits<F> {
         let shared = self.state.clone();
-        Waits::Removal(Box::new(move |attachment| {
+        let given = Box::new(move |attachment: Option<_>| {
             later(attachment.map(|attachment| Removal::new(shared, attachment)));
-        }))
+        });
+        Waits::Removal { since, given }
     }
 
     /// The ticket to remove an attachment that nobody is working on.

@@ -113,9 +113,14 @@ impl<F> Out<F> {
 pub(super) enum Waits<F> {
     /// To stage the same checksum.
     Staging { keep: Keep, waiter: Waiter<F> },
-    /// To remove the entry that is being worked on. It is told of the entry as it is then, and has
-    /// the ticket for it; `None` if the entry has gone.
-    Removal(Box<dyn FnOnce(Option<Attachment<F>>) + Send>),
+    /// To remove the entry that is being worked on.
+    Removal {
+        /// When nothing kept it, if it is to stay where something has kept it since.
+        since: Option<Now>,
+        /// Told of the entry as it is then, it has the ticket for it; `None` if there is nothing to
+        /// remove.
+        given: Box<dyn FnOnce(Option<Attachment<F>>) + Send>,
+    },
 }
 
 impl<F> Waits<F> {
@@ -123,7 +128,7 @@ impl<F> Waits<F> {
     pub(super) fn tell(self, outcome: Outcome<F>) {
         match self {
             Self::Staging { waiter, .. } => waiter.answer(outcome),
-            Self::Removal(gone) => gone(None),
+            Self::Removal { given, .. } => given(None),
         }
     }
 }
@@ -276,10 +281,11 @@ impl<F: File> State<F> {
         left
     }
 
-    /// Whether nothing keeps the entry of `file` any more, if it is still there.
-    pub(super) fn has_expired(&self, file: &F, now: Now) -> bool {
-        self.entry_of(file)
-            .is_some_and(|(_, entry)| entry.has_expired(now))
+    /// The attachment of a checksum, unless something keeps it that did not keep it `since` then.
+    pub(super) fn unless_kept(&self, key: &[u8], since: Option<Now>) -> Option<Attachment<F>> {
+        let (_, entry) = self.entry(key)?;
+        let is_left = since.is_none_or(|since| entry.has_expired(since));
+        is_left.then(|| entry.attachment.clone())
     }
 
     /// Takes `file`'s entry out, if it is still the one that is there. With the last one goes the

@@ -21,54 +21,70 @@ struct Ticket<F: File> {
 
 /// Those who waited for a ticket that has been given back. They are told without the lock.
 struct GivenBack<F: File> {
-    waiting: Vec<Waits<F>>,
-    /// The last of them has the ticket now, and this is the entry that it is to remove.
-    handed_on: Option<Attachment<F>>,
+    /// Each of them, and how the work has ended for it.
+    told: Vec<(Waits<F>, Outcome<F>)>,
+    /// The one that has the ticket now, and the entry that it is to remove.
+    handed_on: Option<(Waits<F>, Attachment<F>)>,
 }
 
 impl<F: File> Ticket<F> {
     /// Gives the ticket back, or on to the first who waits to remove the entry that is there. Those
-    /// who came after that one go on waiting.
-    fn give_back(&mut self, state: &mut State<F>) -> GivenBack<F> {
+    /// who came after that one go on waiting. `outcome` is that of one who waits to stage.
+    fn give_back(
+        &mut self,
+        state: &mut State<F>,
+        mut outcome: impl FnMut(&mut State<F>, Keep) -> Outcome<F>,
+    ) -> GivenBack<F> {
         self.out = false;
         let out = state.tickets.remove(&self.key);
-        let mut waiting = out.map_or_else(Vec::new, |out| out.waiting);
-        let removal = waiting
-            .iter()
-            .position(|waits| matches!(waits, Waits::Removal(_)));
-        let handed_on = removal.and_then(|at| {
-            let entry = state.attachment(&self.key)?.clone();
-            let later = waiting.split_off(at + 1);
-            let out = Out::to_remove(later);
-            state.tickets.insert(self.key.clone(), out);
-            Some(entry)
-        });
-        GivenBack { waiting, handed_on }
+        let mut waiting = out.map_or_else(Vec::new, |out| out.waiting).into_iter();
+        let mut told = Vec::with_capacity(waiting.len());
+        let mut handed_on = None;
+        for waits in waiting.by_ref() {
+            let outcome = match waits {
+                Waits::Staging { keep, .. } => outcome(state, keep),
+                Waits::Removal { since, .. } => {
+                    if let Some(attachment) = state.unless_kept(&self.key, since) {
+                        handed_on = Some((waits, attachment));
+                        break;
+                    }
+                    Outcome::Retry
+                }
+            };
+            told.push((waits, outcome));
+        }
+        if handed_on.is_some() {
+            let later = Out::to_remove(waiting.collect());
+            state.tickets.insert(self.key.clone(), later);
+        }
+        GivenBack { told, handed_on }
     }
 
     /// Gives the ticket back after `change`, all at once, and tells those who wait. What `change`
     /// leaves over is dropped without the lock.
-    fn end<T>(mut self, change: impl FnOnce(&mut State<F>) -> T, outcome: Outcome<F>) {
+    fn end<T>(mut self, change: impl FnOnce(&mut State<F>) -> T, outcome: &Outcome<F>) {
         let shared = self.state.clone();
         let (_left_over, given_back) = {
             let mut state = shared.lock("manifest-end");
-            (change(&mut state), self.give_back(&mut state))
+            let left_over = change(&mut state);
+            (
+                left_over,
+                self.give_back(&mut state, |_, _| outcome.clone()),
+            )
         };
-        given_back.tell(std::iter::repeat(outcome));
+        given_back.tell();
     }
 }
 
 impl<F: File> GivenBack<F> {
-    /// Tells one after the other how the work has ended for it.
-    fn tell(mut self, outcomes: impl IntoIterator<Item = Outcome<F>>) {
+    /// Tells one after the other.
+    fn tell(self) {
         // Whoever has the ticket now comes first: were somebody else's answer to panic, the ticket would
         // be out for ever.
-        if self.handed_on.is_some()
-            && let Some(Waits::Removal(remove)) = self.waiting.pop()
-        {
-            remove(self.handed_on);
+        if let Some((Waits::Removal { given, .. }, attachment)) = self.handed_on {
+            given(Some(attachment));
         }
-        for (waits, outcome) in self.waiting.into_iter().zip(outcomes) {
+        for (waits, outcome) in self.told {
             waits.tell(outcome);
         }
     }
@@ -80,8 +96,8 @@ impl<F: File> Drop for Ticket<F> {
             return;
         }
         let shared = self.state.clone();
-        let given_back = self.give_back(&mut shared.lock_in_drop());
-        given_back.tell(std::iter::repeat(Outcome::Retry));
+        let given_back = self.give_back(&mut shared.lock_in_drop(), |_, _| Outcome::Retry);
+        given_back.tell();
     }
 }
 
@@ -142,7 +158,7 @@ impl<F: File> Staging<F> {
     /// [`Error::Stopped`]: nobody keeps the file then, and it should be removed.
     pub fn commit(mut self, file: &F, now: Now) -> Result<Attachment<F>> {
         let shared = self.ticket.state.clone();
-        let (attachment, given_back, refreshed) = {
+        let (attachment, given_back) = {
             let mut state = shared.lock("manifest-commit");
             if state.stopped {
                 self.ticket.out = false;
@@ -152,28 +168,19 @@ impl<F: File> Staging<F> {
             if let Some(reservation) = self.reservation.as_mut() {
                 reservation.spend(&mut state);
             }
-            let mut given_back = self.ticket.give_back(&mut state);
-            let mut refresh = |waits: &Waits<F>| match waits {
-                Waits::Staging { keep, .. } => state.refresh(file, *keep, now),
-                Waits::Removal(_) => None,
+            let refresh = |state: &mut State<F>, keep| {
+                let known = state.refresh(file, keep, now);
+                known.map_or(Outcome::Retry, Outcome::known)
             };
-            let refreshed: Vec<_> = given_back.waiting.iter().map(&mut refresh).collect();
-            // Whoever removes it now is told of it as it has become.
-            if let Some(handed_on) = given_back.handed_on.as_mut()
-                && let Some(entry) = state.attachment(file.key())
-            {
-                handed_on.clone_from(entry);
-            }
-            (attachment, given_back, refreshed)
+            (attachment, self.ticket.give_back(&mut state, refresh))
         };
-        let outcomes = refreshed.into_iter();
-        given_back.tell(outcomes.map(|known| known.map_or(Outcome::Retry, Outcome::known)));
+        given_back.tell();
         Ok(attachment)
     }
 
     /// Gives up: the error goes to all who wait.
     pub fn fail(self, error: Error) {
-        self.ticket.end(|_| (), Outcome::Failed(error));
+        self.ticket.end(|_| (), &Outcome::Failed(error));
     }
 }
 
@@ -201,17 +208,10 @@ impl<F: File> Removal<F> {
         &self.attachment
     }
 
-    /// Whether nothing keeps the attachment `now`: the ticket may have been waited for.
-    #[must_use]
-    pub fn has_expired(&self, now: Now) -> bool {
-        let state = self.ticket.state.lock("manifest-has_expired");
-        state.has_expired(&self.attachment.file, now)
-    }
-
     /// Takes the entry out: its file is gone.
     pub fn commit(self) -> Attachment<F> {
         let Self { ticket, attachment } = self;
-        ticket.end(|state| state.take(&attachment.file), Outcome::Retry);
+        ticket.end(|state| state.take(&attachment.file), &Outcome::Retry);
         attachment
     }
 }

@@ -49,8 +49,7 @@ pub fn release(registry: &Arc<Registry>, owner: &Owner, checksum: &[u8]) {
     }
 }
 
-/// Has the cleanup thread remove what is left, once somebody else has ended the work on it: unless that
-/// one, or another since, keeps it.
+/// Has the cleanup thread remove what is left once somebody else has ended the work on it.
 fn later(registry: &Arc<Registry>) -> Later<Arc<StagedFile>> {
     let registry = registry.clone();
     Box::new(move |removal| {
@@ -64,9 +63,7 @@ fn give_removal(registry: &Arc<Registry>, removal: Removal<Arc<StagedFile>>) {
     let mut removal = Some(removal);
     let given_to = registry.clone();
     registry.sweeper.give(move || {
-        let left = removal.take();
-        let left = left.filter(|removal| removal.has_expired(Now::read()));
-        remove_left(&given_to, left);
+        remove_left(&given_to, removal.take());
         Progress::Done
     });
 }
