@@ -16,7 +16,7 @@ pub mod waiting;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use self::attachment::{Attachment, File};
+use self::attachment::{Attachment, EntryId, File};
 use self::budget::Budget;
 use self::slots::Slots;
 use self::state::{Due, Entry, Out, OwnedEntry, Shared, State, Waits};
@@ -298,15 +298,14 @@ impl<F: File> Manifest<F> {
         now: Now,
         later: impl FnMut() -> Later<F>,
     ) -> Option<Vec<Removal<F>>> {
-        let first = owned.0.len().saturating_sub(limit);
-        let batch = owned.0.split_off(first);
-        if batch.is_empty() {
+        if owned.0.is_empty() {
             return None;
         }
         // As in `claim_expired`.
         let mut removals = Vec::new();
         let mut state = self.state.lock("manifest-disown");
-        let batch = batch.into_iter().rev();
+        // One by one: were one of them to panic, the others are still to be disowned.
+        let batch = std::iter::from_fn(|| owned.0.pop()).take(limit);
         self.disown_each(&mut state, batch, now, later, &mut removals);
         Some(removals)
     }
@@ -395,6 +394,13 @@ impl ExpiryCursor {
 
 /// What an owner that has ended kept, the last staged first.
 pub struct Owned(Vec<OwnedEntry>);
+
+impl Owned {
+    /// The entries that are still to be disowned, the last of which is the next. Some may have gone.
+    pub fn entries(&self) -> impl Iterator<Item = EntryId> {
+        self.0.iter().map(|&(_, entry)| entry)
+    }
+}
 
 /// A snapshot of the attachments. Later changes do not show in it.
 pub struct Listing<F>(Slots<Option<Entry<F>>>);

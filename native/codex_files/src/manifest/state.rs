@@ -133,8 +133,16 @@ impl<F> Waits<F> {
     }
 }
 
-/// The memory of a manifest that has been emptied: [`State::entries`], `free` and `index`.
-pub(super) type Emptied<F> = (Slots<Option<Entry<F>>>, Vec<Slot>, HashMap<Checksum, Slot>);
+/// The memory of a manifest that has been emptied: [`State::entries`], `free`, `index` and `owned`.
+pub(super) type Emptied<F> = (
+    Slots<Option<Entry<F>>>,
+    Vec<Slot>,
+    HashMap<Checksum, Slot>,
+    Sets,
+);
+
+/// A set of entries for each owner.
+type Sets = HashMap<OwnerId, HashMap<Slot, EntryId>>;
 
 pub(super) struct State<F: File> {
     /// The attachments. `list` takes a copy and reads that without the lock.
@@ -147,7 +155,7 @@ pub(super) struct State<F: File> {
     expiry: BTreeSet<Due>,
     /// What each owner keeps. An entry that has gone stays in the sets: its slot is empty then, or
     /// another's.
-    owned: HashMap<OwnerId, HashMap<Slot, EntryId>>,
+    owned: Sets,
     /// The sums over all occupied slots.
     totals: Totals,
     /// The bytes of all occupied slots, of those in `expiry`, and of all reservations.
@@ -301,7 +309,8 @@ impl<F: File> State<F> {
             let entries = std::mem::take(&mut self.entries);
             let free = std::mem::take(&mut self.free);
             let index = std::mem::take(&mut self.index);
-            (entries, free, index)
+            let owned = std::mem::take(&mut self.owned);
+            (entries, free, index, owned)
         })
     }
 

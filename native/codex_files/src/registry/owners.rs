@@ -26,14 +26,20 @@ fn ended(registry: &Weak<Registry>, id: OwnerId) {
     let sweeper = registry.sweeper.clone();
     let mut owned = None;
     sweeper.give(move || {
-        let manifest = &registry.manifest;
-        let owned = owned.get_or_insert_with(|| manifest.take_owned(id));
-        let now = Now::read();
-        let Some(removals) = manifest.disown(owned, BATCH, now, || later(&registry)) else {
-            remove::forget_removed(&registry);
-            return Progress::Done;
-        };
-        remove_left(&registry, removals);
+        let disowned = contained(|| {
+            let manifest = &registry.manifest;
+            let owned = owned.get_or_insert_with(|| manifest.take_owned(id));
+            manifest.disown(owned, BATCH, Now::read(), || later(&registry))
+        });
+        match disowned {
+            Ok(Some(removals)) => remove_left(&registry, removals),
+            Ok(None) => {
+                remove::forget_removed(&registry);
+                return Progress::Done;
+            }
+            // The rest is still to be disowned, or it would stay for ever.
+            Err(_panic) => {}
+        }
         Progress::More
     });
 }
