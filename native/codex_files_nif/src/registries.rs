@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use codex_files::error::{Error, Result};
+use codex_files::error::Error;
 use codex_files::manifest::budget::Budget;
 use codex_files::panics;
 use codex_files::registry::keeper::{self, Options};
@@ -16,6 +16,7 @@ use once_cell::sync::Lazy;
 use parking_lot::Mutex;
 use rustler::{Atom, Encoder, Env, LocalPid, Monitor, Resource, ResourceArc};
 
+use crate::decode::Decoded;
 use crate::owners::Owners;
 use crate::{atoms, encode, mailbox, tables};
 
@@ -80,17 +81,22 @@ impl Observer for Kept {
 }
 
 /// Opens the registry of that name for the calling process, whose ETS table is `table`: the one that a
-/// killed process of that name left, or a new one.
-pub(crate) fn open(
-    env: Env<'_>,
+/// killed process of that name left, or a new one. A process can lose its name and live: its registry
+/// stays its own.
+pub(crate) fn open<'a>(
+    env: Env<'a>,
     name: &[u8],
     table: Atom,
     cleanup_interval: Duration,
     budget: Budget,
     recognise_unchanged: bool,
-) -> Result<ResourceArc<Handle>> {
+) -> Decoded<'a, ResourceArc<Handle>> {
     let pid = env.pid();
     let mut registries = REGISTRIES.lock();
+    let kept_by = registries.get(name).map(|left| *left.kept.by.lock());
+    if let Some(keeper) = kept_by.filter(|keeper| keeper.is_alive(env)) {
+        return Err((atoms::already_started(), keeper).encode(env));
+    }
     let left = registries.get(name).and_then(|left| {
         let keeper = keeper::adopt(&left.registry)?;
         *left.kept.by.lock() = pid;
@@ -104,14 +110,18 @@ pub(crate) fn open(
                 by: Mutex::new(pid),
                 owners: Arc::default(),
             });
-            let registry = keeper::start(Options {
+            let options = Options {
                 cleanup_interval,
                 orphan_grace: ORPHAN_GRACE,
                 budget,
                 recognise_unchanged,
                 observer: kept.clone(),
-            })?;
-            let keeper = keeper::adopt(&registry).ok_or(Error::Stopped)?;
+            };
+            let started = keeper::start(options).and_then(|registry| {
+                let keeper = keeper::adopt(&registry).ok_or(Error::Stopped)?;
+                Ok((registry, keeper))
+            });
+            let (registry, keeper) = started.map_err(|error| encode::reason(env, &error))?;
             (registry, keeper, kept)
         }
     };

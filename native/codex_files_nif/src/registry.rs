@@ -5,7 +5,7 @@ use std::time::Duration;
 use codex_files::registry::{keeper, remove};
 use rustler::{Atom, Binary, Encoder, Env, LocalPid, Reference, ResourceArc, Term};
 
-use crate::guard::{self, guarded};
+use crate::guard::guarded;
 use crate::mailbox::ReplyTo;
 use crate::registries::{self, Handle};
 use crate::{atoms, decode, encode, tables};
@@ -22,17 +22,9 @@ fn open<'a>(
     guarded(env, "nif-open", || {
         let interval = Duration::from_millis(cleanup_interval_ms);
         let budget = decode::budget(budget)?;
-        let opened = registries::open(
-            env,
-            name.as_slice(),
-            table,
-            interval,
-            budget,
-            recognise_unchanged,
-        );
-        Ok(guard::result(env, opened, |handle| {
-            (atoms::ok(), handle).encode(env)
-        }))
+        let name = name.as_slice();
+        let handle = registries::open(env, name, table, interval, budget, recognise_unchanged)?;
+        Ok((atoms::ok(), handle).encode(env))
     })
 }
 
