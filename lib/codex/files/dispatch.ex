@@ -42,7 +42,6 @@ defmodule Codex.Files.Dispatch do
     with {:ok, registry} <- Options.check(:registry, registry),
          :error <- found(registry),
          {:ok, pid} <- running(registry),
-         {:ok, pid} <- Options.check(:registry, pid),
          :error <- found(pid),
          do: ask(pid, registry)
   end
@@ -58,7 +57,8 @@ defmodule Codex.Files.Dispatch do
   defp running(registry) do
     case GenServer.whereis(registry) do
       nil -> {:error, :noproc}
-      pid -> {:ok, pid}
+      pid when is_pid(pid) and node(pid) == node() -> {:ok, pid}
+      _another_nodes -> {:error, {:invalid_option, :registry, registry}}
     end
   rescue
     # A host's registry of names, or its module, is not there: neither is what it would know.

@@ -160,7 +160,7 @@ defmodule Codex.Files.ErrorMessage do
   defp expected(:name),
     do: "a string, for a registry an atom, {:global, term} or {:via, module, term}"
 
-  defp expected(:manifest_table), do: "an atom"
+  defp expected(:manifest_table), do: "an atom other than nil"
   defp expected(:file_module), do: "a module"
   defp expected(:id), do: "the id of an attachment, a string"
   defp expected(:owner), do: "the pid of a living process of this node"
