@@ -37,7 +37,8 @@ defmodule Codex.Files.StagingCase do
     %{folder: folder, staging_dir: staging_dir}
   end
 
-  defp temporary_folder do
+  @doc "Makes a folder that is removed when the test ends."
+  def temporary_folder do
     unique = System.unique_integer([:positive])
     folder = Path.join(System.tmp_dir!(), "codex_files_test_#{System.pid()}_#{unique}")
     File.mkdir_p!(folder)

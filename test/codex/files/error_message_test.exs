@@ -57,7 +57,7 @@ defmodule Codex.Files.ErrorMessageTest do
       {{:invalid_option, :opts, 1},
        "expected :opts to be a keyword list, for the registry's stage/1 a map, got: 1"},
       {{:invalid_option, :manifest_table, "t"},
-       ~S(expected :manifest_table to be an atom, got: "t")},
+       ~S(expected :manifest_table to be an atom other than nil, got: "t")},
       {{:invalid_name, "../x"},
        ~S(expected the name to be one path component of 1 to 255 bytes, got: "../x")},
       {{:invalid_name, <<255>>},
