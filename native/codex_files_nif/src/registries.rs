@@ -151,6 +151,7 @@ pub(crate) fn forget(handle: &Handle) {
 
 impl Kept {
     fn forget(&self) {
+        // If the process lets go of its handle before it ends, nobody hears of its end.
         tables::forget(*self.by.lock());
         let mut registries = REGISTRIES.lock();
         let is_it = |handle: &ResourceArc<Handle>| std::ptr::eq(&*handle.kept, self);

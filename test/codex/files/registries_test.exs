@@ -184,7 +184,7 @@ defmodule Codex.Files.RegistriesTest do
       assert Native.table(killed) == {:ok, name}
       kill_own(name)
       stopped = pid(name)
-      assert Native.table(stopped) == {:ok, name}
+      eventually(fn -> Native.table(stopped) == {:ok, name} end)
       stop_supervised!(name)
       for pid <- [killed, stopped], do: eventually(fn -> Native.table(pid) == :error end)
     end
