@@ -83,8 +83,8 @@ defmodule Codex.Files do
     Source
   }
 
-  @typedoc "What can be staged: a file, or bytes that are in memory."
-  @type source() :: Path.t() | {:data, iodata()}
+  @typedoc "What can be staged: a file, bytes that are in memory, or iodata that comes piece by piece."
+  @type source() :: Path.t() | {:data, iodata()} | {:stream, Enumerable.t()}
 
   @doc """
   Returns the directory below which files are staged.
@@ -156,12 +156,17 @@ defmodule Codex.Files do
     with {:ok, opts} <- Options.check(:opts, opts),
          :ok <- check_owner(opts),
          {:ok, source} <- Source.check(source),
-         do:
-           with_registry(
-             registry(opts),
-             &NativeRegistry.stage(&1, source, opts),
-             &stage_by_file_module(&1, source, opts)
-           )
+         do: stage_source(source, opts, &NativeRegistry.stage/3, &stage_by_file_module/3)
+  end
+
+  # A stream is read elsewhere than where exits and errors are taken for those of the registry.
+  defp stage_source({:stream, _enumerable} = source, opts, stage, _by_file_module) do
+    with {:ok, native} <- with_registry(registry(opts), &{:ok, &1}, &not_supported/1),
+         do: stage.(native, source, opts)
+  end
+
+  defp stage_source(source, opts, stage, by_file_module) do
+    with_registry(registry(opts), &stage.(&1, source, opts), &by_file_module.(&1, source, opts))
   end
 
   # It stages files, and knows no owners.
@@ -171,7 +176,7 @@ defmodule Codex.Files do
       else: FileModuleRegistry.stage_file(server, path, opts)
   end
 
-  defp stage_by_file_module(server, _source, _opts), do: not_supported(server)
+  defp stage_by_file_module(server, source, opts), do: not_supported(server, source, opts)
 
   # The native library watches it from then on.
   defp check_owner(opts) do
@@ -212,11 +217,7 @@ defmodule Codex.Files do
          :ok <- check_no_owner(opts),
          {:ok, source} <- Source.check(source),
          {:ok, owner, attachment} <-
-           with_registry(
-             registry(opts),
-             &NativeRegistry.stage_temporary(&1, source, opts),
-             &not_supported/1
-           ) do
+           stage_source(source, opts, &NativeRegistry.stage_temporary/3, &not_supported/3) do
       try do
         {:ok, fun.(attachment)}
       after
@@ -258,6 +259,7 @@ defmodule Codex.Files do
   defp registry(opts), do: Keyword.get(opts, :registry, Registry)
 
   defp not_supported(_server), do: {:error, :not_supported}
+  defp not_supported(server, _source, _opts), do: not_supported(server)
 
   defp by_call(request), do: fn {pid, _own} -> GenServer.call(pid, request, :infinity) end
 

@@ -91,6 +91,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
       {:stage, [context.source, [ttl_ms: 1]]},
       {:stage, [context.source]},
       {:stage, [{:data, "some bytes"}, [name: "name"]]},
+      {:stage, [{:stream, ["some bytes"]}, [name: "name"]]},
       {:format_error, [:enoent]}
     ]
 
@@ -190,6 +191,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
       on_exit(fn -> Native.stop(handle, make_ref()) end)
       dir = {staging_dir, false}
       opts = stage_opts(source, checksum: "key")
+      stream = Native.open_stream(handle, dir, "name", {false, 60_000, nil}, false)
 
       nifs = [
         open: ["name", :a_table, 60_000, {nil, :refuse}, true],
@@ -209,6 +211,10 @@ defmodule Codex.Files.P18NativeSafetyTest do
           make_ref()
         ],
         stage_data: [handle, dir, "some bytes", "name", {false, 60_000, self()}, make_ref()],
+        open_stream: [handle, dir, "name", {false, 60_000, self()}, false],
+        write_stream: [stream, ["some bytes", "and more"], make_ref()],
+        commit_stream: [stream, make_ref()],
+        abort_stream: [stream],
         list: [handle],
         metrics: [handle],
         try_metrics: [handle],
@@ -300,7 +306,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
       assert apply(Native, :refresh_at, nifs[:refresh_at]) == :miss
       assert apply(Native, :refresh_file, nifs[:refresh_file]) in [:new, :unseen]
 
-      for name <- [:stage_at, :stage_file, :stage_data] do
+      for name <- [:stage_at, :stage_file, :stage_data, :write_stream, :commit_stream] do
         assert {name, apply(Native, name, nifs[name])} == {name, {:error, :stopped}}
       end
 

@@ -96,6 +96,12 @@ defmodule Codex.Files.P18PanicsTest do
     refute File.exists?(large.path)
   end
 
+  defp stage_stream(path) do
+    quote do
+      Codex.Files.stage({:stream, [File.read!(unquote(path))]}, name: "large", ttl_ms: 0)
+    end
+  end
+
   # Kills the default registry, and waits for its successor.
   defp kill_registry do
     quote do
@@ -125,6 +131,8 @@ defmodule Codex.Files.P18PanicsTest do
           # One that no other code of the library comes to.
           {:ok, handle} = Native.open("another", :a_table, 60_000, {nil, :refuse}, true)
 
+          stream = Native.open_stream(handle, dir, "name", {false, 0, nil}, false)
+
           nifs = [
             open: ["a third", :a_table, 60_000, {nil, :refuse}, true],
             table: [self()],
@@ -134,6 +142,10 @@ defmodule Codex.Files.P18PanicsTest do
             stage_at: [handle, dir, opts, make_ref()],
             stage_file: [handle, dir, small, :error, {false, 0, nil}, :unseen, make_ref()],
             stage_data: [handle, dir, "some bytes", "name", {false, 0, nil}, make_ref()],
+            open_stream: [handle, dir, "name", {false, 0, nil}, false],
+            write_stream: [stream, ["some bytes"], make_ref()],
+            commit_stream: [stream, make_ref()],
+            abort_stream: [stream],
             list: [handle],
             metrics: [handle],
             try_metrics: [handle],
@@ -172,13 +184,17 @@ defmodule Codex.Files.P18PanicsTest do
   end
 
   test "is what the callers of the public functions are told of", context do
-    small = context.small
+    %{small: small, large: large} = context
     opts = Macro.escape(stage_opts(small, checksum: "key", ttl_ms: 0))
+    stage_stream = stage_stream(large)
 
     for {nif, call} <- [
           {"refresh_file", quote(do: Codex.Files.stage(unquote(small)))},
           {"stage_file", quote(do: Codex.Files.stage(unquote(small)))},
           {"stage_data", quote(do: Codex.Files.stage({:data, "some bytes"}, name: "n"))},
+          {"open_stream", stage_stream},
+          {"write_stream", stage_stream},
+          {"commit_stream", stage_stream},
           {"refresh_at", quote(do: Codex.Files.Registry.stage(unquote(opts)))},
           {"stage_at", quote(do: Codex.Files.Registry.stage(unquote(opts)))},
           {"list", quote(do: Codex.Files.list_staged_result())},
@@ -239,7 +255,9 @@ defmodule Codex.Files.P18PanicsTest do
           {"published", stage_small},
           {"published", stage_large},
           {"copier", stage_data},
-          {"published", stage_data}
+          {"published", stage_data},
+          {"hash", stage_stream(large)},
+          {"published", stage_stream(large)}
         ] do
       assert {point, panicking(context, point, call)} == {point, panicked(point)}
       assert_unharmed(context, point)

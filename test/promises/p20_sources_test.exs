@@ -188,6 +188,32 @@ defmodule Codex.Files.P20SourcesTest do
     end
   end
 
+  describe "a stream" do
+    test "is staged under the checksum of all that it gives, private to its owner", context do
+      for size <- [0, 1, @small, @large - 1, @large, 600_000, 3_000_000, 20_000_000] do
+        bytes = bytes(size)
+        assert {:ok, attachment} = stage({:stream, pieces(bytes, 65_536)}, ttl_ms: 60_000)
+        assert %Attachment{name: "name.bin", size: ^size, ttl_ms: 60_000} = attachment
+        assert attachment.checksum == sha256(bytes)
+        assert File.read!(attachment.path) == bytes
+        assert mode(attachment.path) == 0o400
+        assert attachment in Codex.Files.list_staged()
+      end
+
+      assert Codex.Files.reset!() == :ok
+      assert in_areas(context.staging_dir) == []
+    end
+  end
+
+  # As a stream, each piece of so many bytes.
+  defp pieces(bytes, size) do
+    Stream.unfold(bytes, fn
+      "" -> nil
+      <<piece::binary-size(size), rest::binary>> -> {piece, rest}
+      rest -> {rest, ""}
+    end)
+  end
+
   # Of each staging that there was, whether it found its content known.
   defp cached do
     receive do

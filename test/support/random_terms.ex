@@ -92,7 +92,7 @@ defmodule Codex.Files.RandomTerms do
     name = fn -> Enum.random([:error, {:ok, "name"}]) end
     miss = fn -> Enum.random([:new, :unseen]) end
 
-    case :rand.uniform(24) do
+    case :rand.uniform(28) do
       1 -> {:open, open()}
       2 -> {:stop, [stoppable(), make_ref()]}
       3 -> {:purge, [handle, dir]}
@@ -113,6 +113,10 @@ defmodule Codex.Files.RandomTerms do
       22 -> {:end_owner, [Native.temporary_owner(handle)]}
       23 -> {:table, [self()]}
       24 -> {:stage_data, [handle, dir, :rand.bytes(9), "name", keep(handle), make_ref()]}
+      25 -> {:open_stream, open_stream(handle, dir)}
+      26 -> {:write_stream, [stream(handle, dir), [:rand.bytes(9), "more"], make_ref()]}
+      27 -> {:commit_stream, [stream(handle, dir), make_ref()]}
+      28 -> {:abort_stream, [stream(handle, dir)]}
     end
   end
 
@@ -123,6 +127,16 @@ defmodule Codex.Files.RandomTerms do
 
   defp stage_file(handle, dir, source, name, miss),
     do: [handle, dir, source, name, keep(handle), miss, make_ref()]
+
+  defp open_stream(handle, dir),
+    do: [handle, dir, "name", keep(handle), Enum.random([true, false])]
+
+  # With or without something in it.
+  defp stream(handle, dir) do
+    stream = apply(Native, :open_stream, open_stream(handle, dir))
+    if :rand.uniform(2) == 1, do: Native.write_stream(stream, [:rand.bytes(9)], make_ref())
+    stream
+  end
 
   defp keep(handle) do
     owner = Enum.random([nil, self(), spawn(fn -> :ok end), Native.temporary_owner(handle)])

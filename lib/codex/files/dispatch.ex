@@ -5,7 +5,7 @@ defmodule Codex.Files.Dispatch do
   #
   # The default registry is started if it does not run. Any other is its host's to start.
 
-  alias Codex.Files.{Config, FileModuleRegistry, Native, NativeRegistry, Options, Registry}
+  alias Codex.Files.{Config, FileModuleRegistry, NativeRegistry, Options, Registry}
 
   @typedoc "A name as `Codex.Files.Registry.start_link/1` takes it, or a pid of this node."
   @type registry :: GenServer.name() | pid()
@@ -21,18 +21,13 @@ defmodule Codex.Files.Dispatch do
         ) :: result | {:error, term()}
         when result: term()
   def with_registry(registry, by_handle, by_call) do
-    case find(registry) do
-      {:native, native} -> by_handle.(native)
-      {:file_module, pid, own} -> by_call.({pid, own})
-      error -> error
-    end
-  rescue
-    # The native module could not be loaded, or was compiled anew and goes without its library.
-    error in [UndefinedFunctionError, ErlangError] ->
-      if match?(%{module: Native}, error) or
-           match?(%{original: :native_library_not_loaded}, error),
-         do: {:error, :native_library_not_loaded},
-         else: reraise(error, __STACKTRACE__)
+    NativeRegistry.guarded(fn ->
+      case find(registry) do
+        {:native, native} -> by_handle.(native)
+        {:file_module, pid, own} -> by_call.({pid, own})
+        error -> error
+      end
+    end)
   catch
     :exit, {reason, {_module, _function, args}} when is_list(args) -> {:error, reason}
     :exit, reason -> {:error, reason}

@@ -19,6 +19,8 @@ defmodule Codex.Files.Native do
   @type budget :: {max_bytes :: pos_integer() | nil, :refuse | :evict}
   @typedoc "What `temporary_owner/1` gives."
   @type temporary_owner :: reference()
+  @typedoc "What `open_stream/5` gives."
+  @type stream :: reference()
   @typedoc "Without a TTL of its own, that of a staging is `nil`."
   @type keep ::
           {persist :: boolean(), :infinity | non_neg_integer() | nil,
@@ -151,6 +153,23 @@ defmodule Codex.Files.Native do
   @spec stage_data(handle(), staging_dir(), binary(), binary(), keep(), reference()) ::
           outcome() | :wait
   def stage_data(_handle, _staging_dir, _data, _name, _keep, _reference), do: not_loaded()
+
+  # Streaming
+
+  # With `only_renew?` nothing is written, and the end is `:new` if the content is not known.
+  @spec open_stream(handle(), staging_dir(), binary(), keep(), only_renew? :: boolean()) ::
+          stream() | {:error, term()}
+  def open_stream(_handle, _staging_dir, _name, _keep, _only_renew?), do: not_loaded()
+
+  @spec write_stream(stream(), [binary()], reference()) :: :ok | :wait | {:error, term()}
+  def write_stream(_stream, _binaries, _reference), do: not_loaded()
+
+  @spec commit_stream(stream(), reference()) :: outcome() | :wait | :new
+  def commit_stream(_stream, _reference), do: not_loaded()
+
+  # Whether it has ended or not, nothing is left of it then.
+  @spec abort_stream(stream()) :: :ok | {:error, term()}
+  def abort_stream(_stream), do: not_loaded()
 
   # Owning
 

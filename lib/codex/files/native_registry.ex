@@ -10,6 +10,19 @@ defmodule Codex.Files.NativeRegistry do
   @typedoc "A registry as its callers know it: the options that it was started with go along."
   @type t :: {Native.handle(), Config.own()}
 
+  @doc "Runs what calls the native library, which may have gone: it goes when it is compiled anew."
+  @spec guarded((() -> result)) :: result | {:error, :native_library_not_loaded}
+        when result: term()
+  def guarded(fun) do
+    fun.()
+  rescue
+    error in [UndefinedFunctionError, ErlangError] ->
+      if match?(%{module: Native}, error) or
+           match?(%{original: :native_library_not_loaded}, error),
+         do: {:error, :native_library_not_loaded},
+         else: reraise(error, __STACKTRACE__)
+  end
+
   @doc "Enters a registry into its table, where its callers find it."
   @spec enter(atom(), GenServer.name() | nil, t()) :: true
   def enter(table, name, {handle, own}),
@@ -58,12 +71,56 @@ defmodule Codex.Files.NativeRegistry do
     end
   end
 
-  def stage({handle, own} = registry, {:data, data} = source, opts) do
+  def stage({handle, own} = registry, {:data, data} = source, opts) when is_binary(data) do
     with {:ok, name} <- fetch_name(opts),
          {:ok, keep} <- keep(own, opts),
          {:ok, dir} <- Config.staging_dir(own) do
       attempt = &Native.stage_data(handle, dir, data, name, keep, &1)
       finish(attempt, fn -> stage(registry, source, opts) end)
+    end
+  end
+
+  def stage(registry, {:data, list}, opts) do
+    # Of what is known nothing is written.
+    with :new <- stage_stream(registry, [list], opts, true),
+         do: stage_stream(registry, [list], opts, false)
+  end
+
+  # What the enumerable raises is its own, and not for those to see who look after the registry.
+  def stage(registry, {:stream, enumerable}, opts),
+    do: stage_stream(registry, enumerable, opts, false)
+
+  defp stage_stream({handle, own} = registry, elements, opts, only_renew?) do
+    with {:ok, name} <- fetch_name(opts),
+         {:ok, keep} <- keep(own, opts),
+         {:ok, dir} <- Config.staging_dir(own),
+         stream when is_reference(stream) <-
+           guarded(fn -> Native.open_stream(handle, dir, name, keep, only_renew?) end) do
+      try do
+        case Source.gather(elements, &write_stream(stream, &1)) do
+          {:ok, true, rest} ->
+            with :ok <- write_stream(stream, rest), do: commit_stream(stream)
+
+          {:ok, false, few} ->
+            guarded(fn -> stage(registry, {:data, IO.iodata_to_binary(few)}, opts) end)
+
+          error ->
+            error
+        end
+      after
+        guarded(fn -> Native.abort_stream(stream) end)
+      end
+    end
+  end
+
+  defp write_stream(stream, binaries),
+    do: guarded(fn -> await(&Native.write_stream(stream, binaries, &1)) end)
+
+  defp commit_stream(stream) do
+    case guarded(fn -> await(&Native.commit_stream(stream, &1)) end) do
+      :retry -> commit_stream(stream)
+      :new -> :new
+      outcome -> Telemetry.staged(outcome)
     end
   end
 

@@ -2,6 +2,9 @@
 
 use crate::error::Result;
 
+/// The size of a piece: small enough to stay in a core's cache between one look at it and the next.
+pub(crate) const PIECE: usize = 256 * 1024;
+
 /// Bytes that never change while they are kept, for whoever looks at them later, on any thread.
 pub trait Bytes: Send {
     /// Shows them to `see`, in order, until it fails.

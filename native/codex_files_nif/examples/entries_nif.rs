@@ -32,6 +32,8 @@ mod removing;
 mod shapes;
 #[path = "../src/staging.rs"]
 mod staging;
+#[path = "../src/streaming.rs"]
+mod streaming;
 #[path = "../src/tables.rs"]
 mod tables;
 

@@ -9,7 +9,7 @@ rustler::atoms! {
     over_budget, refuse, evict, fifo, socket, device, directory, symlink, other,
 
     opts, dir, staging_dir, ttl_ms, size, persist, name, path, checksum, source_path,
-    destination_path, inserted_at, id, owner,
+    destination_path, inserted_at, id, owner, source,
 
     total_count, total_bytes, persistent_count, persistent_bytes, expirable_count,
     expirable_bytes, next_expiry_at, owned_count, max_bytes, when_full,

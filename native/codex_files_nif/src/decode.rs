@@ -154,6 +154,14 @@ pub(crate) fn pid(term: Term<'_>) -> Decoded<'_, LocalPid> {
     value(atoms::owner(), term)
 }
 
+pub(crate) fn binaries(term: Term<'_>) -> Decoded<'_, Vec<Binary<'_>>> {
+    // The list is looked at first: an improper one is not decoded, but panics.
+    let proper = term.list_length();
+    proper
+        .and_then(|_| term.decode())
+        .map_err(|_| invalid(atoms::source(), term))
+}
+
 fn is_nil(term: Term<'_>) -> bool {
     term.decode::<Atom>().is_ok_and(|atom| atom == atoms::nil())
 }

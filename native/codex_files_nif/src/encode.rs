@@ -8,6 +8,7 @@ use std::path::Path;
 use codex_files::error::{Error, Failures, FileType, Insecurity};
 use codex_files::manifest::Metrics;
 use codex_files::manifest::waiting::Origin;
+use codex_files::registry::admission::Answer;
 use codex_files::registry::fetch::Fetched;
 use codex_files::registry::{Attachment, Outcome, Report};
 use codex_files::retention::Ttl;
@@ -19,6 +20,14 @@ use crate::shapes::Shapes;
 
 pub(crate) fn error<'a>(env: Env<'a>, reason: impl Encoder) -> Term<'a> {
     (atoms::error(), reason).encode(env)
+}
+
+/// The outcome, or `:wait` if it will come as a message.
+pub(crate) fn answer(env: Env<'_>, answer: Answer) -> Term<'_> {
+    match answer {
+        Answer::Now(answered) => outcome(env, &answered),
+        Answer::ByWaiter => atoms::wait().encode(env),
+    }
 }
 
 /// `{:ok, attachment, cached?}`, `{:error, reason}` or `:retry`.

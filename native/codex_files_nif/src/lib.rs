@@ -19,6 +19,7 @@ mod registry;
 mod removing;
 mod shapes;
 mod staging;
+mod streaming;
 mod tables;
 
 use rustler::{Env, Term};

@@ -1,7 +1,6 @@
 //! Staging: a quick look on the caller's scheduler, and whatever takes longer.
 
 use codex_files::bytes::Bytes;
-use codex_files::registry::admission::Answer;
 use codex_files::registry::stage_file::{Miss, StageFile};
 use codex_files::registry::{Attachment, Outcome, stage_at, stage_data, stage_file};
 use rustler::{Atom, Binary, Encoder, Env, Reference, ResourceArc, Term};
@@ -60,7 +59,7 @@ fn stage_at<'a>(
         let request = opts.into_request(decode::staging_dir(staging_dir)?);
         let waiter = || ReplyTo::new(env, reference).waiter(None);
         let answer = stage_at::stage_at(&handle.registry, &request, &waiter);
-        Ok(answered(env, answer))
+        Ok(encode::answer(env, answer))
     })
 }
 
@@ -98,7 +97,7 @@ fn stage_file<'a>(
             Miss::Unseen
         };
         let answer = stage_file::stage_file(&handle.registry, &request, miss, &waiter);
-        Ok(answered(env, answer))
+        Ok(encode::answer(env, answer))
     })
 }
 
@@ -121,17 +120,10 @@ fn stage_data<'a>(
         let waiter = || ReplyTo::new(env, reference).waiter(to.owner.clone());
         let kept = || -> Box<dyn Bytes> { Box::new(Kept::new(&[data])) };
         let answer = stage_data::stage_data(&handle.registry, &data, kept, &to, &waiter);
-        Ok(answered(env, answer))
+        Ok(encode::answer(env, answer))
     })
 }
 
 fn renewed(env: Env<'_>, attachment: Attachment) -> Term<'_> {
     encode::outcome(env, &Outcome::known(attachment))
-}
-
-fn answered(env: Env<'_>, answer: Answer) -> Term<'_> {
-    match answer {
-        Answer::Now(outcome) => encode::outcome(env, &outcome),
-        Answer::ByWaiter => atoms::wait().encode(env),
-    }
 }

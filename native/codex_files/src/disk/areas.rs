@@ -53,10 +53,7 @@ impl Areas {
             match work(&area) {
                 Ok(done) => return Ok(done),
                 Err(PublishError::Failed(error)) => {
-                    // After the stop nobody else will.
-                    if self.open.lock().is_none() {
-                        area.remove_if_empty();
-                    }
+                    self.leave(&area);
                     return Err(error);
                 }
                 Err(PublishError::AreaLost) => {
@@ -67,6 +64,13 @@ impl Areas {
             }
         }
         Err(unusable(&staging_dir.path, Errno::ENOENT))
+    }
+
+    /// Takes an area away that its last file has left, if nobody else will: after the stop.
+    pub(crate) fn leave(&self, area: &Area) {
+        if self.open.lock().is_none() {
+            area.remove_if_empty();
+        }
     }
 
     fn area(&self, staging_dir: &StagingDir) -> Result<Arc<Area>> {

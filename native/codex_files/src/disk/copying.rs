@@ -9,8 +9,9 @@ use sha2::{Digest, Sha256};
 
 use super::buffer::Buffer;
 use super::file_id::{Fingerprint, Stamp};
-use super::source::{INLINE_LIMIT, PIECE, Remaining, Source};
+use super::source::{INLINE_LIMIT, Remaining, Source};
 use super::sys;
+use crate::bytes::PIECE;
 use crate::checksum::Content;
 use crate::error::{Context, Error, Result};
 use crate::panics;

@@ -16,6 +16,7 @@ use super::sys;
 use crate::checksum::{Checksum, Content};
 use crate::error::{Context, Error, Result};
 use crate::panics;
+use crate::time::Now;
 
 /// A scratch file in an area. Dropped, it is removed.
 pub(crate) struct Scratch {
@@ -80,6 +81,19 @@ impl Scratch {
             file,
             published: false,
         })
+    }
+
+    pub(crate) fn area(&self) -> &Arc<Area> {
+        &self.area
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// What has been written, as a source: it is there also after the file has gone from its `path`.
+    pub(crate) fn as_source<'a>(&self, path: &'a Path) -> Result<Source<'a>> {
+        Source::of(Now::read(), sys::duplicate(self.file.file()?), path)
     }
 
     /// Appends bytes to it.

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::buffer::Buffer;
 use super::file_id::{Fingerprint, Stamp, check_type};
 use super::sys;
+use crate::bytes::PIECE;
 use crate::checksum::Content;
 use crate::error::{Context, Error, Result};
 use crate::time::Now;
@@ -21,9 +22,6 @@ pub const INLINE_LIMIT: usize = 256 * 1024;
 
 /// One byte more than a small file has shows that one of unknown size is larger.
 pub(crate) const SMALL_BUFFER: usize = INLINE_LIMIT + 1;
-
-/// The size of a piece: small enough to stay in a core's cache between the read and the hash.
-pub(crate) const PIECE: usize = 256 * 1024;
 
 /// A look at a source that does not open it: opening a device can move a tape.
 pub(crate) fn look(path: &Path) -> Result<FileStat> {

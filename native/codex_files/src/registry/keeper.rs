@@ -9,6 +9,7 @@ use parking_lot::RwLock;
 use super::keeping::{Keeper, Keeping};
 use super::remove::{self, RemoveAll};
 use super::reply::{Reply, replying};
+use super::streams::Streams;
 use super::{Observer, Registry, Why};
 use crate::disk::areas::Areas;
 use crate::disk::staged_file::StagedFile;
@@ -51,6 +52,7 @@ pub fn start(options: Options) -> Result<Arc<Registry>> {
         keeping: Keeping::new(options.cleanup_interval),
         stopping: AtomicBool::new(false),
         at_work: RwLock::new(()),
+        streams: Streams::default(),
         space: Space::default(),
         sweeper,
         observer: options.observer,
@@ -160,6 +162,7 @@ fn stop_a_batch(
     if !were_there {
         // Whoever is still at work in an area after that takes it away when it is done.
         let _nobody_at_work = registry.at_work.try_write_for(LAST_WAIT);
+        registry.streams.end();
         registry.areas.stop();
     }
     were_there

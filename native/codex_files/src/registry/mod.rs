@@ -15,6 +15,8 @@ pub mod room;
 pub mod stage_at;
 pub mod stage_data;
 pub mod stage_file;
+pub mod stage_stream;
+mod streams;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +26,7 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use self::keeping::Keeping;
 use self::owner::Owner;
 use self::removed::Removed;
+use self::streams::Streams;
 use crate::checksum::Checksum;
 use crate::disk::areas::Areas;
 use crate::disk::staged_file::StagedFile;
@@ -111,6 +114,7 @@ pub struct Registry {
     stopping: AtomicBool,
     /// Shared by those who stage; the stop waits for them.
     at_work: RwLock<()>,
+    streams: Streams,
     /// The copies of large files, under their own digest, that are under way.
     space: Space,
     sweeper: Sweeper,

@@ -1,4 +1,5 @@
 //! The threads: who does work, whatever it is.
 
 pub(crate) mod copiers;
+pub(crate) mod hasher;
 pub(crate) mod sweeper;
