@@ -51,6 +51,7 @@ defmodule Codex.Files.MixProject do
         "guides/with_the_sdk.md",
         "guides/moving_over.md",
         "guides/telemetry_and_metrics.md",
+        "guides/in_production.md",
         {"bench/README.md", filename: "figures"},
         "CONTRIBUTING.md",
         "CHANGELOG.md",
