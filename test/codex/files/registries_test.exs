@@ -27,6 +27,7 @@ defmodule Codex.Files.RegistriesTest do
 
     [
       stage: fn -> Codex.Files.stage(source, opts) end,
+      stage_data: fn -> Codex.Files.stage({:data, "some notes"}, [name: "notes.txt"] ++ opts) end,
       release: fn -> Codex.Files.release("id", opts) end,
       temporary: fn -> Codex.Files.temporary(source, opts, & &1.size) end,
       fetch: fn -> Codex.Files.fetch("id", opts) end,
@@ -41,13 +42,13 @@ defmodule Codex.Files.RegistriesTest do
 
   defp assert_works(registry, source) do
     results = for {name, call} <- calls(registry, source), do: {name, call.()}
-    assert {:ok, %Attachment{} = attachment} = results[:stage]
+    assert {:ok, %Attachment{path: path} = attachment} = results[:stage]
+    assert {:ok, %Attachment{path: ^path}} = results[:stage_data]
     assert results[:release] == :ok
     assert results[:temporary] == {:ok, 10}
     assert results[:fetch] == {:error, :not_staged}
     assert results[:unstage] == {:error, :not_staged}
-    assert [%Attachment{path: path}] = results[:list_staged]
-    assert path == attachment.path
+    assert [%Attachment{path: ^path}] = results[:list_staged]
     assert {:ok, [%Attachment{}]} = results[:list_staged_result]
     assert results[:force_cleanup] == :ok
     assert %{total_count: 1} = results[:metrics]
@@ -203,8 +204,11 @@ defmodule Codex.Files.RegistriesTest do
       start_own(context.staging_dir, name: one, manifest_table: two)
       start_own(context.staging_dir, name: two, manifest_table: one)
       {:ok, attachment} = Codex.Files.stage(context.source, registry: one)
-      assert Codex.Files.list_staged(one) == [attachment]
-      assert Codex.Files.list_staged(two) == []
+
+      for registry <- [one, pid(one)],
+          do: assert(Codex.Files.list_staged(registry) == [attachment])
+
+      for registry <- [two, pid(two)], do: assert(Codex.Files.list_staged(registry) == [])
     end
   end
 
@@ -421,7 +425,7 @@ defmodule Codex.Files.RegistriesTest do
         refute File.exists?(staged.path)
 
         for {name, call} <- calls(registry, context.source),
-            name in [:release, :temporary, :fetch, :unstage] do
+            name in [:stage_data, :release, :temporary, :fetch, :unstage] do
           assert {name, call.()} == {name, {:error, :not_supported}}
         end
 
