@@ -50,6 +50,7 @@ defmodule Codex.Files.MixProject do
         "guides/usage.livemd",
         "guides/with_the_sdk.md",
         "guides/moving_over.md",
+        "guides/registries.md",
         "guides/telemetry_and_metrics.md",
         "guides/in_production.md",
         {"bench/README.md", filename: "figures"},

@@ -6,10 +6,13 @@ defmodule Codex.Files.GuidesTest do
   import ExUnit.CaptureIO
   import ExUnit.CaptureLog
 
+  alias Codex.Files.ChildVM
+
   @moduletag :capture_log
   @guides Path.expand("../guides", __DIR__)
 
   doctest Codex.Files.Guides.MovingOver
+  doctest Codex.Files.Guides.Registries
   doctest Codex.Files.Guides.TelemetryAndMetrics
 
   # The blocks of Elixir in a guide, as `{source, output}`; the output is that of a notebook, or nil.
@@ -62,6 +65,44 @@ defmodule Codex.Files.GuidesTest do
 
     assert [tuple] = :ets.lookup(:of_file_module, attachment.checksum)
     assert elem(tuple, 1) == attachment
+  end
+
+  describe "the guide to registries" do
+    setup do
+      sources = for {source, nil} <- blocks("registries.md"), do: source
+      %{sources: Enum.reject(sources, &String.starts_with?(&1, "iex>"))}
+    end
+
+    test "has an application that works as it says", %{sources: [application, calls | _tests]} do
+      evaluate([application], "registries.md")
+      on_exit(fn -> unload(MyApp.Application) end)
+      {:ok, supervisor} = apply(MyApp.Application, :start, [:normal, []])
+      evaluate([calls], "registries.md")
+      assert Codex.Files.metrics(MyApp.Uploads).max_bytes == 1_000_000_000
+      Supervisor.stop(supervisor)
+    end
+
+    # Whatever is defined as a test while tests run belongs to another VM's.
+    test "has tests that pass, and use nothing of the default registry", context do
+      [_application, _calls | tests] = context.sources
+      vm = ChildVM.start(context.staging_dir)
+
+      {result, default} =
+        ChildVM.eval(
+          vm,
+          quote do
+            File.cd!(unquote(context.folder))
+            File.write!("mix.exs", "content")
+            {:ok, _started} = Application.ensure_all_started(:ex_unit)
+            ExUnit.start(autorun: false, formatters: [])
+            for source <- unquote(tests), do: Code.eval_string(source)
+            {ExUnit.run(), Process.whereis(Codex.Files.Registry)}
+          end
+        )
+
+      assert %{total: 2, failures: 0} = result
+      assert default == nil
+    end
   end
 
   describe "the guide to telemetry" do

@@ -32,13 +32,26 @@ defmodule Codex.Files do
   `{:error, {:invalid_config, key, value}}` where it is used: one of the last two keeps the registry
   from starting.
 
+  ## Registries
+
+  The functions below work on the registry that the first call starts. A host can have any number of
+  others in its supervision tree, each apart from the rest and with settings of its own:
+
+      {Codex.Files.Registry, name: MyApp.Uploads, staging_dir: "/var/lib/my_app", ttl_ms: 600_000}
+
+  Functions with options take the name or the pid of one as `:registry`, the others as their last
+  argument. The guide "Registries" has more.
+
   ## Errors
 
   `stage/2` and `force_cleanup/0` say what each of them can fail with. Besides, any function that
   returns errors may give one of these reasons:
 
     * `:stopped`, `:noproc`, `:normal`, `:shutdown`, `{:shutdown, detail}`, `:killed` - the registry
-      ended before it had answered. Call again, which waits for its successor or starts one
+      ended before it had answered. Call again, which waits for its successor or starts one. Only
+      `:noproc` is said of a registry that was named and does not run: its supervisor is to start it
+    * `{:invalid_option, :registry, value}` - that is neither the name nor the pid of a registry, or it
+      is another node's
     * `:not_started` - applications or the VM are being stopped; or `Codex.Supervisor` is not running,
       or the registry is not among its children or has not been restarted in five seconds: let that
       supervisor start `{Codex.Files.Registry, []}`
@@ -119,6 +132,8 @@ defmodule Codex.Files do
     * `:persist` - `true` exempts it from expiry; its `ttl_ms` is then `:infinity`
     * `:ttl_ms` - how many milliseconds to keep it, or `:infinity`. With 0 it expires at the next
       cleanup. By default as configured
+
+    * `:registry` - the name or the pid of another registry than the default one
 
   Other options are ignored.
 

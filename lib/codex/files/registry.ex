@@ -9,6 +9,11 @@ defmodule Codex.Files.Registry do
   the manifest and the files. When it is stopped in order, by its supervisor for instance, they are
   removed.
 
+  A host can have any number of registries in its supervision tree, each apart from the others, and give
+  their names to the functions of `Codex.Files`:
+
+      {Codex.Files.Registry, name: MyApp.Uploads, staging_dir: "/var/lib/my_app", ttl_ms: 600_000}
+
   The functions below are for the registry of the default name. Any other is asked by
   `GenServer.call/3`, with `{:stage, opts}`, `:list`, `:metrics`, `:force_cleanup` or `{:reset, dir}`,
   and gives the results of the function of that name. The registry process answers other calls while
@@ -17,10 +22,18 @@ defmodule Codex.Files.Registry do
 
   ## Options of `start_link/1`
 
-    * `:name` - defaults to `Codex.Files.Registry`
-    * `:manifest_table` - the name of the ETS table that the process creates, by default
-      `:codex_files_manifest`. If the name is taken, the start fails with
-      `{:manifest_table_taken, name}`
+    * `:name` - an atom, `{:global, term}` or `{:via, module, term}`; by default `Codex.Files.Registry`
+    * `:manifest_table` - the name of the ETS table that the process creates. By default it is the
+      registry's, for the default registry `:codex_files_manifest`; one whose name is no atom needs this
+      option. If the name is taken, the start fails with `{:manifest_table_taken, name}`
+    * `:staging_dir`, `:ttl_ms`, `:cleanup_interval_ms`, `:recognise_unchanged` - what is configured as
+      `:staging_dir`, `:attachment_ttl_ms`, `:attachment_cleanup_interval_ms` and
+      `:attachment_recognise_unchanged`, for this registry
+    * `:max_bytes` - how many bytes its files, and the copies that are under way, may have together;
+      `nil` for any number. Configured as `:attachment_max_bytes`
+    * `:when_full` - what is done where there is no room for a copy: with `:refuse` the staging fails with
+      `{:over_budget, size, max_bytes}`, with `:evict` attachments go that would expire soonest.
+      Configured as `:attachment_when_full`
     * `:file_module` - `File` by default. Any other module gets every file operation of this
       registry, each in a process of its own, and needs `mkdir_p!/1`, `cp!/2` and `rm_rf/1` with the
       results of `File`'s. The first of them, at the start, is to remove the whole staging directory:
@@ -28,7 +41,7 @@ defmodule Codex.Files.Registry do
       appears whole, is up to the module. The registry does not trap exits: it is gone as soon as its
       supervisor stops it, or a process that it is linked to ends with another reason than `:normal`,
       and with it the file operations that are under way. `GenServer.stop/1` undoes them, and removes
-      the files
+      the files. It has no budget, and needs a staging directory that no other registry uses
 
   ## Errors
 
@@ -41,7 +54,7 @@ defmodule Codex.Files.Registry do
   then exit with `{:stopped, _}`.
 
   `start_link/1` fails with `{:already_started, pid}`, `{:manifest_table_taken, name}`,
-  `{:invalid_option, key, value}`, `{:invalid_config, key, value}`, `:eagain` if the system has no thread
+  `{:missing_option, :manifest_table}`, `{:invalid_option, key, value}`, `{:invalid_config, key, value}`, `:eagain` if the system has no thread
   left, and `:native_library_not_loaded`, when standard error says why.
 
   What a file module fails with is the reason as it is: the one that its function returns, the POSIX
@@ -98,10 +111,16 @@ defmodule Codex.Files.Registry do
 
   ## Examples
 
-      iex> {:ok, registry} =
-      ...>   Codex.Files.Registry.start_link(name: MyRegistry, manifest_table: :my_manifest)
-      iex> GenServer.call(registry, :list)
-      []
+      iex> {:ok, registry} = Codex.Files.Registry.start_link(name: MyRegistry, ttl_ms: 5_000)
+      iex> path = Path.join(System.tmp_dir!(), "start_example.txt")
+      iex> File.write!(path, "mine")
+      iex> {:ok, attachment} = Codex.Files.stage(path, registry: MyRegistry)
+      iex> attachment.ttl_ms
+      5000
+      iex> Codex.Files.list_staged(MyRegistry) == [attachment]
+      true
+      iex> attachment in Codex.Files.list_staged()
+      false
       iex> GenServer.stop(registry)
       :ok
 
