@@ -28,6 +28,10 @@ defmodule Codex.Files.RegistriesTest do
     [
       stage: fn -> Codex.Files.stage(source, opts) end,
       stage_data: fn -> Codex.Files.stage({:data, "some notes"}, [name: "notes.txt"] ++ opts) end,
+      stage_stream: fn ->
+        pieces = Stream.map(["some ", "notes"], & &1)
+        Codex.Files.stage({:stream, pieces}, [name: "notes.txt"] ++ opts)
+      end,
       release: fn -> Codex.Files.release("id", opts) end,
       temporary: fn -> Codex.Files.temporary(source, opts, & &1.size) end,
       fetch: fn -> Codex.Files.fetch("id", opts) end,
@@ -44,6 +48,7 @@ defmodule Codex.Files.RegistriesTest do
     results = for {name, call} <- calls(registry, source), do: {name, call.()}
     assert {:ok, %Attachment{path: path} = attachment} = results[:stage]
     assert {:ok, %Attachment{path: ^path}} = results[:stage_data]
+    assert {:ok, %Attachment{path: ^path}} = results[:stage_stream]
     assert results[:release] == :ok
     assert results[:temporary] == {:ok, 10}
     assert results[:fetch] == {:error, :not_staged}
@@ -425,7 +430,7 @@ defmodule Codex.Files.RegistriesTest do
         refute File.exists?(staged.path)
 
         for {name, call} <- calls(registry, context.source),
-            name in [:stage_data, :release, :temporary, :fetch, :unstage] do
+            name in [:stage_data, :stage_stream, :release, :temporary, :fetch, :unstage] do
           assert {name, call.()} == {name, {:error, :not_supported}}
         end
 
