@@ -135,13 +135,17 @@ defmodule Codex.FilesTest do
       end)
     end
 
-    test "keeps one copy of one content, under the name it was first staged under", context do
+    test "keeps one content once, and lists it under the name it was first staged under",
+         context do
       twin = write(context.folder, "source/twin.txt", "some notes")
       assert {:ok, first} = Codex.Files.stage(context.source)
       assert {:ok, second} = Codex.Files.stage(twin, name: "other")
 
-      assert %{second | inserted_at: nil} == %{first | inserted_at: nil}
-      assert Codex.Files.list_staged() == [second]
+      assert second.name == "other"
+      assert second.path == Path.join(Path.dirname(first.path), "other")
+      first = %{first | inserted_at: second.inserted_at}
+      assert second == %{first | name: second.name, path: second.path}
+      assert Codex.Files.list_staged() == [first]
       assert %{total_count: 1, total_bytes: 10} = Codex.Files.metrics()
     end
 

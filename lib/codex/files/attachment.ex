@@ -3,8 +3,9 @@ defmodule Codex.Files.Attachment do
   A staged file.
 
     * `:id` - the same as `:checksum`
-    * `:name` - the name it was first staged under, one path component
-    * `:path` - where the staged copy is; read it with `File.read!/1`
+    * `:name` - the name that a staging asked for, one path component; in a listing, and from
+      `Codex.Files.fetch/2`, the one that it was first staged under
+    * `:path` - where the staged copy is under that name; read it with `File.read!/1`
     * `:checksum` - the SHA-256 digest of the content, 64 lower-case hexadecimal digits (an entry
       made through `Codex.Files.Registry.stage/1` has the checksum that its caller chose)
     * `:size` - in bytes

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::error::{Error, Result};
+
 /// A manifest key: the checksum, any bytes the caller chose.
 pub type Checksum = Arc<[u8]>;
 
@@ -17,6 +19,20 @@ pub struct Content {
     pub digest: Sha256Digest,
     /// Bytes.
     pub size: u64,
+}
+
+impl Content {
+    /// Whether it is what a manifest key says, if that has the form of a digest.
+    ///
+    /// # Errors
+    /// [`Error::ChecksumMismatch`].
+    pub(crate) fn verify(&self, checksum: &[u8]) -> Result<()> {
+        let actual = hex(&self.digest);
+        if is_digest(checksum) && actual.as_bytes() != checksum {
+            return Err(Error::ChecksumMismatch { actual });
+        }
+        Ok(())
+    }
 }
 
 /// The digest of a content in memory.

@@ -83,7 +83,14 @@ fn a_small_file_takes_no_more_allocations_than_these() {
         })
         .collect();
     let unchanged = requests.iter().map(|request| {
-        let refresh = || stage_file::refresh(&lab.registry, &request.source, request.to.keep);
+        let refresh = || {
+            stage_file::refresh(
+                &lab.registry,
+                &request.source,
+                &request.to.name,
+                request.to.keep,
+            )
+        };
         let (attachment, count) = allocations(refresh);
         attachment.unwrap();
         count

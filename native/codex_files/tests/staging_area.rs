@@ -416,7 +416,7 @@ fn p7_a_file_that_has_gone_already_counts_as_removed() {
 }
 
 #[test]
-fn a_file_staged_under_a_new_name_leaves_nothing_of_the_old_one() {
+fn a_lost_file_that_moves_leaves_nothing_of_itself_where_it_was() {
     let mut lab = Lab::new();
     for size in [SMALL, LARGE] {
         let source = lab.source("source", &content(size, 1));
@@ -424,7 +424,7 @@ fn a_file_staged_under_a_new_name_leaves_nothing_of_the_old_one() {
         tamper(&first.file.path, b"changed");
         let second = copied(lab.stage_file_as(&source, "second"));
         assert_whole(&second);
-        assert!(!first.file.path.exists());
+        assert_eq!(second.file.path, first.file.path, "it keeps its first name");
     }
     lab.retention = EXPIRED;
     // A digest of the caller's, found missing, moves from a destination into the area and back.
@@ -1419,7 +1419,7 @@ fn as_root_on_a_mount_large_files_with_room_for_one_get_it_or_an_error() {
 fn an_unchanged_file_is_staged_again_without_waiting_for_anything() {
     let lab = Lab::new();
     let source = lab.source("source", &content(SMALL, 1));
-    let refresh = |path: &Path| stage_file::refresh(&lab.registry, path, KEPT.into());
+    let refresh = |path: &Path| stage_file::refresh(&lab.registry, path, b"source", KEPT.into());
     let miss = |path: &Path| refresh(path).unwrap_err();
     assert_eq!(miss(&source), Miss::New);
     let attachment = copied(lab.stage_file(&source));
@@ -1449,8 +1449,8 @@ fn an_unchanged_file_is_staged_again_without_waiting_for_anything() {
     for path in [&fifo, &lab.root, &lab.root.join("missing")] {
         assert_eq!(miss(path), Miss::Unseen);
     }
-    // Not once its copy has gone, and not once it has changed.
-    fs::remove_file(&attachment.file.path).unwrap();
+    // Not once its copy has gone, under all of its names, and not once it has changed.
+    fs::remove_dir_all(attachment.file.path.parent().unwrap()).unwrap();
     assert_eq!(miss(&source), Miss::Unseen);
     copied(lab.stage_file(&source));
     assert!(refresh(&source).is_ok());

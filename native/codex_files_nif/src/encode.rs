@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use codex_files::disk::staged_file::StagedFile;
 use codex_files::error::{Error, Failures, FileType, Insecurity};
 use codex_files::manifest::Metrics;
 use codex_files::manifest::waiting::Origin;
@@ -23,24 +24,24 @@ pub(crate) fn error<'a>(env: Env<'a>, reason: impl Encoder) -> Term<'a> {
 }
 
 /// The outcome, or `:wait` if it will come as a message.
-pub(crate) fn answer(env: Env<'_>, answer: Answer) -> Term<'_> {
+pub(crate) fn answer<'a>(env: Env<'a>, answer: Answer, name: Option<&[u8]>) -> Term<'a> {
     match answer {
-        Answer::Now(answered) => outcome(env, &answered),
+        Answer::Now(answered) => outcome(env, &answered, name),
         Answer::ByWaiter => atoms::wait().encode(env),
     }
 }
 
-/// `{:ok, attachment, cached?}`, `{:error, reason}` or `:retry`.
-pub(crate) fn outcome<'a>(env: Env<'a>, outcome: &Outcome) -> Term<'a> {
+/// `{:ok, attachment, cached?}`, `{:error, reason}` or `:retry`. The attachment is as it is found under
+/// the name that was asked for, or under its first one.
+pub(crate) fn outcome<'a>(env: Env<'a>, outcome: &Outcome, name: Option<&[u8]>) -> Term<'a> {
     match outcome {
         Outcome::Staged { attachment, origin } => {
+            let Some(file) = attachment.file.named(name) else {
+                return atoms::retry().encode(env);
+            };
             let cached = *origin == Origin::Known;
-            (
-                atoms::ok(),
-                Encoding::new(env).attachment(attachment),
-                cached,
-            )
-                .encode(env)
+            let attachment = Encoding::new(env).attachment_named(attachment, &file);
+            (atoms::ok(), attachment, cached).encode(env)
         }
         Outcome::Failed(failed) => error(env, reason(env, failed)),
         Outcome::Retry => atoms::retry().encode(env),
@@ -237,8 +238,12 @@ impl<'a> Encoding<'a> {
     }
 
     pub(crate) fn attachment(&self, attachment: &Attachment) -> Term<'a> {
-        let file = &attachment.file;
-        let strings = [path(attachment), &file.checksum, &file.name];
+        self.attachment_named(attachment, &attachment.file)
+    }
+
+    /// An attachment under one of the names of its file.
+    fn attachment_named(&self, attachment: &Attachment, file: &StagedFile) -> Term<'a> {
+        let strings = [file.path.as_os_str().as_bytes(), &file.checksum, &file.name];
         self.attachment_of(attachment, strings.map(|bytes| binary(self.env, bytes)))
     }
 

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use codex_files::panics;
-use codex_files::registry::Waiter;
 use codex_files::registry::owner::Owner;
 use codex_files::registry::reply::Reply;
+use codex_files::registry::{Request, Waiter};
 use crossbeam_channel::Sender;
 use once_cell::sync::OnceCell;
 use rustler::env::SavedTerm;
@@ -95,10 +95,16 @@ impl ReplyTo {
         })
     }
 
-    /// The waiter that sends `{reference, outcome}`, and holds the owner until then.
-    pub(crate) fn waiter(self, owner: Option<Arc<Owner>>) -> Waiter {
+    /// The waiter of a staging under the digest of the content.
+    pub(crate) fn waiter_for(self, to: &Request) -> Waiter {
+        self.waiter(Some(to.name.clone()), to.owner.clone())
+    }
+
+    /// The waiter that sends `{reference, outcome}`, of an attachment under that name, and holds the owner
+    /// until then.
+    pub(crate) fn waiter(self, name: Option<Box<[u8]>>, owner: Option<Arc<Owner>>) -> Waiter {
         Waiter::new(move |outcome| {
-            self.send(move |env| encode::outcome(env, &outcome));
+            self.send(move |env| encode::outcome(env, &outcome, name.as_deref()));
             drop(owner);
         })
     }

@@ -19,7 +19,10 @@ fn refresh_at<'a>(env: Env<'a>, handle: ResourceArc<Handle>, opts: Term<'a>) -> 
     guarded(env, "nif-refresh_at", || {
         let opts = StageOpts::decode(opts)?;
         let known = stage_at::refresh(&handle.registry, &opts.checksum, opts.keep);
-        Ok(known.map_or_else(|| atoms::miss().encode(env), |known| renewed(env, known)))
+        Ok(known.map_or_else(
+            || atoms::miss().encode(env),
+            |known| renewed(env, known, None),
+        ))
     })
 }
 
@@ -35,11 +38,11 @@ fn refresh_file<'a>(
 ) -> Term<'a> {
     guarded(env, "nif-refresh_file", || {
         let source = decode::path(atoms::path(), path)?;
-        let _name = decode::name_or(name, source)?;
+        let name = decode::name_or(name, source)?;
         let (keep, _owner) = decode::keep(keep, |pid| handle.owner(env, pid))?;
-        let known = stage_file::refresh(&handle.registry, source, keep);
+        let known = stage_file::refresh(&handle.registry, source, name, keep);
         Ok(match known {
-            Ok(known) => renewed(env, known),
+            Ok(known) => renewed(env, known, Some(name)),
             Err(Miss::New) => atoms::new().encode(env),
             Err(Miss::Unseen) => atoms::unseen().encode(env),
         })
@@ -57,9 +60,9 @@ fn stage_at<'a>(
     guarded(env, "nif-stage_at", || {
         let opts = StageOpts::decode(opts)?;
         let request = opts.into_request(decode::staging_dir(staging_dir)?);
-        let waiter = || ReplyTo::new(env, reference).waiter(None);
+        let waiter = || ReplyTo::new(env, reference).waiter(None, None);
         let answer = stage_at::stage_at(&handle.registry, &request, &waiter);
-        Ok(encode::answer(env, answer))
+        Ok(encode::answer(env, answer, None))
     })
 }
 
@@ -90,14 +93,14 @@ fn stage_file<'a>(
             source: source.to_owned(),
             to,
         };
-        let waiter = || ReplyTo::new(env, reference).waiter(request.to.owner.clone());
+        let waiter = || ReplyTo::new(env, reference).waiter_for(&request.to);
         let miss = if miss == atoms::new() {
             Miss::New
         } else {
             Miss::Unseen
         };
         let answer = stage_file::stage_file(&handle.registry, &request, miss, &waiter);
-        Ok(encode::answer(env, answer))
+        Ok(encode::answer(env, answer, Some(&request.to.name)))
     })
 }
 
@@ -117,13 +120,13 @@ fn stage_data<'a>(
             decode::keep(keep, |pid| handle.owner(env, pid))?,
             staging_dir,
         )?;
-        let waiter = || ReplyTo::new(env, reference).waiter(to.owner.clone());
+        let waiter = || ReplyTo::new(env, reference).waiter_for(&to);
         let kept = || -> Box<dyn Bytes> { Box::new(Kept::new(&[data])) };
         let answer = stage_data::stage_data(&handle.registry, &data, kept, &to, &waiter);
-        Ok(encode::answer(env, answer))
+        Ok(encode::answer(env, answer, Some(&to.name)))
     })
 }
 
-fn renewed(env: Env<'_>, attachment: Attachment) -> Term<'_> {
-    encode::outcome(env, &Outcome::known(attachment))
+fn renewed<'a>(env: Env<'a>, attachment: Attachment, name: Option<&[u8]>) -> Term<'a> {
+    encode::outcome(env, &Outcome::known(attachment), name)
 }

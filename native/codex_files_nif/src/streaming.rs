@@ -67,11 +67,12 @@ fn commit_stream<'a>(
     reference: Reference<'a>,
 ) -> Term<'a> {
     guarded(env, "nif-commit_stream", || {
-        let waiter = |owner| ReplyTo::new(env, reference).waiter(owner);
+        let name = stream.0.name();
+        let waiter = |owner| ReplyTo::new(env, reference).waiter(Some(name.into()), owner);
         let reply = || ReplyTo::new(env, reference).reply(|env, ()| atoms::retry().encode(env));
         let end = stream.0.commit(&waiter, reply);
         Ok(guard::result(env, end, |end| match end {
-            End::Answer(answer) => encode::answer(env, answer),
+            End::Answer(answer) => encode::answer(env, answer, Some(name)),
             End::NotHashed => atoms::wait().encode(env),
             End::New => atoms::new().encode(env),
         }))

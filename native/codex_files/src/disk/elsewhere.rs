@@ -13,6 +13,7 @@ use nix::sys::stat::{FileStat, Mode};
 
 use super::area::{Area, ELSEWHERE_PREFIX, PublishError, looks_staged};
 use super::file_id::{FileId, Stamp, special_type};
+use super::names::Names;
 use super::scratch::OpenScratch;
 use super::source::Source;
 use super::staged_file::{Place, StagedFile};
@@ -174,6 +175,7 @@ impl ScratchBeside {
                 record,
                 made_dir: self.made_dir,
             },
+            names: Names::new(mode.contains(Mode::S_IXUSR)),
         })
     }
 }

@@ -7,6 +7,8 @@ mod copying;
 pub(crate) mod elsewhere;
 pub mod fault;
 pub mod file_id;
+pub(crate) mod link;
+mod names;
 pub(crate) mod purge;
 pub(crate) mod scratch;
 pub mod source;

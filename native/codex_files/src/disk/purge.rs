@@ -12,7 +12,7 @@ use nix::sys::stat::{FileStat, Mode};
 
 use super::area::{ELSEWHERE_PREFIX, is_area_name, is_scratch_name, looks_staged, remove_entry};
 use super::elsewhere;
-use super::file_id::special_type;
+use super::file_id::{FileId, special_type};
 use super::source::Source;
 use super::staged_file::LET_GO;
 use super::staging_dir::{
@@ -203,12 +203,14 @@ fn purge_checksum_dir(area: &OwnedFd, name: &Path) -> nix::Result<()> {
             Ok(stat) if looks_staged(&stat) || has_digest(&dir, path, &stat, name) => {
                 ours.push(child);
             }
-            Ok(_) => others.push(child),
+            Ok(stat) => others.push((child, FileId::of(&stat))),
             look => forgive_missing(look.map(drop))?,
         }
     }
-    if ours.is_empty() && others.len() == 1 && is_still_ours(&dir) {
-        ours.append(&mut others);
+    // All names of one file are one thing.
+    let is_one = others.chunk_by(|(_, a), (_, b)| a == b).count() == 1;
+    if ours.is_empty() && is_one && is_still_ours(&dir) {
+        ours.extend(others.drain(..).map(|(child, _)| child));
     }
     if !others.is_empty() {
         // Before ours goes, or the next start would take what is left for it.

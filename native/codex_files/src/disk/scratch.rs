@@ -9,6 +9,7 @@ use nix::sys::stat::Mode;
 
 use super::area::{Area, PublishError, STAGING_PREFIX, looks_staged, relative};
 use super::file_id::Stamp;
+use super::names::Names;
 use super::source::Source;
 use super::staged_file::{Place, StagedFile};
 use super::staging_dir::forgive_missing;
@@ -27,14 +28,23 @@ pub(crate) struct Scratch {
     published: bool,
 }
 
-/// Writes a small content into an area, and publishes it.
+/// Writes a small content into an area, and publishes it. `replaces` is a file that was found missing
+/// or changed.
 pub(crate) fn publish_content(
     area: &Arc<Area>,
     checksum: &Checksum,
     name: &[u8],
     content: &[u8],
+    replaces: Option<&StagedFile>,
     mode: Mode,
 ) -> Result<StagedFile, PublishError> {
+    let size = content.len() as u64;
+    if replaces.is_some() {
+        // Where it was there may be other names of it, which could be any.
+        let scratch = numbered(area, mode)?;
+        scratch.write(content)?;
+        return scratch.publish(checksum, name, size, mode);
+    }
     // Two different names, whatever the file is called: one component more than a name has,
     // less the room that a name may take.
     let scratch_name = if name == STAGING_PREFIX.as_bytes() {
@@ -46,7 +56,7 @@ pub(crate) fn publish_content(
         // A ticket for the checksum is out: nobody else of this registry writes here.
         let scratch = Scratch::create(area, dir.join(scratch_name), mode)?;
         scratch.write(content)?;
-        scratch.rename(checksum, name, content.len() as u64, mode)
+        scratch.rename(checksum, name, size, mode)
     })
 }
 
@@ -157,6 +167,7 @@ impl Scratch {
             size,
             stamp: stamp?,
             place: Place::Area(area.clone()),
+            names: Names::new(mode.contains(Mode::S_IXUSR)),
         })
     }
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::stat::{FileStat, Mode, SFlag};
+use nix::sys::stat::{FileStat, Mode, SFlag, mode_t};
 use sha2::{Digest, Sha256};
 
 use super::buffer::Buffer;
@@ -30,17 +30,24 @@ pub(crate) fn look(path: &Path) -> Result<FileStat> {
     Ok(stat)
 }
 
-/// The state of a regular file, if caches can tell; nothing is waited for.
+/// Whether the owner may execute a file of this mode.
+pub(crate) fn is_executable(mode: mode_t) -> bool {
+    Mode::from_bits_truncate(mode).contains(Mode::S_IXUSR)
+}
+
+/// The state of a regular file, and whether its owner may execute it, if caches can tell; nothing is
+/// waited for.
 #[cfg(target_os = "linux")]
-pub(crate) fn glance(path: &Path) -> Option<Fingerprint> {
+pub(crate) fn glance(path: &Path) -> Option<(Fingerprint, bool)> {
     let stat = sys::stat_cached(path).ok()?;
-    let kind = SFlag::from_bits_truncate(stat.stx_mode.into()) & SFlag::S_IFMT;
-    (kind == SFlag::S_IFREG).then(|| Fingerprint::of_statx(&stat))
+    let mode = stat.stx_mode.into();
+    let kind = SFlag::from_bits_truncate(mode) & SFlag::S_IFMT;
+    (kind == SFlag::S_IFREG).then(|| (Fingerprint::of_statx(&stat), is_executable(mode)))
 }
 
 /// Other systems do not say what their caches hold.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn glance(_path: &Path) -> Option<Fingerprint> {
+pub(crate) fn glance(_path: &Path) -> Option<(Fingerprint, bool)> {
     None
 }
 
@@ -92,11 +99,9 @@ impl<'a> Source<'a> {
         Stamp::of(&self.stat).size()
     }
 
-    /// The mode of the staged copy: what the owner may do with the source, except to write it, and
-    /// always to read it.
-    pub(crate) fn staged_mode(&self) -> Mode {
-        let owner = Mode::from_bits_truncate(self.stat.st_mode) & Mode::S_IXUSR;
-        owner | Mode::S_IRUSR
+    /// Whether its owner may execute it.
+    pub(crate) fn is_executable(&self) -> bool {
+        is_executable(self.stat.st_mode)
     }
 
     /// Whether it would have other times, had it changed since it was opened.

@@ -12,16 +12,30 @@ use nix::sys::stat::{FileStat, Mode};
 
 use super::area::{Area, looks_staged, relative, remove_entry};
 use super::file_id::{Stamp, special_type};
+use super::names::Names;
+use super::source::INLINE_LIMIT;
 use super::staging_dir::{forgive_missing, remove_unused_dir};
 use super::sys;
 use crate::checksum::Checksum;
 use crate::error::{Context, Result};
+use crate::name::Want;
 
 /// The mode of a directory of a checksum in which others' files are left when ours has gone. The sticky
 /// bit, which changes nothing in a directory of one user's, says so to the next start.
 pub(super) const LET_GO: Mode = Mode::S_IRWXU.union(Mode::S_ISVTX);
 
-/// A file that has been staged: what never changes about it.
+/// The mode of a staged file: what the owner may do with the source, except to write it, and always to
+/// read it.
+pub(crate) fn staged_mode(executable: bool) -> Mode {
+    let execute = if executable {
+        Mode::S_IXUSR
+    } else {
+        Mode::empty()
+    };
+    execute | Mode::S_IRUSR
+}
+
+/// A file that has been staged, under its first name.
 #[derive(Debug)]
 pub struct StagedFile {
     /// The manifest key.
@@ -36,9 +50,10 @@ pub struct StagedFile {
     pub(super) stamp: Stamp,
     /// Who may remove it, and how.
     pub(super) place: Place,
+    /// Its other names.
+    pub(super) names: Names<StagedFile>,
 }
 
-/// Who may remove a staged file, and how.
 #[derive(Debug)]
 pub(super) enum Place {
     /// `<checksum>/<name>` in an area.
@@ -69,6 +84,7 @@ impl StagedFile {
             place: match &self.place {
                 Place::Area(area) | Place::Elsewhere { area, .. } => Place::Area(area.clone()),
             },
+            names: Names::new(false),
         }
     }
 
@@ -77,17 +93,88 @@ impl StagedFile {
         sys::lstat(&self.path).is_ok_and(|stat| Stamp::of(&stat) == self.stamp)
     }
 
-    /// Bytes, as they were written.
+    /// Bytes, as they were written; those of other names that are copies, too.
     pub(crate) fn stored(&self) -> u64 {
+        let files = 1 + u64::from(self.names.copies());
+        self.bytes().saturating_mul(files)
+    }
+
+    /// Bytes, as they were written, under one name.
+    pub(crate) fn bytes(&self) -> u64 {
         self.stamp.size()
     }
 
-    /// Removes what is left in its area of a file that was found missing or changed. Nobody is told of a
-    /// failure: whatever is put in its place replaces it.
+    /// Removes what is left in its area of a file that was found missing or changed, under any of its
+    /// names. Nobody is told of a failure: whatever is put in its place replaces it.
     pub(crate) fn clear_away(&self) {
-        if let Place::Area(area) = &self.place {
-            let _ = self.remove_file_from(area);
+        let others = self.others();
+        for file in others.iter().map(|other| &**other).chain([self]) {
+            if let Place::Area(area) = &file.place
+                && !file.is_intact()
+            {
+                let _ = file.remove_file_from(area);
+            }
         }
+    }
+
+    /// The file under a name; under its first one if no name is asked for.
+    #[must_use]
+    pub fn named(self: &Arc<Self>, name: Option<&[u8]>) -> Option<Arc<Self>> {
+        match name.filter(|name| !self.is_called(name)) {
+            None => Some(self.clone()),
+            Some(name) => self.names.find(|other| *other.name == *name),
+        }
+    }
+
+    /// Whether its first name is this one, and the last component of its path, which may be another
+    /// at a destination that a caller chose.
+    fn is_called(&self, name: &[u8]) -> bool {
+        let is_last = || self.path.file_name().map(OsStr::as_bytes) == Some(name);
+        *self.name == *name && (matches!(self.place, Place::Area(_)) || is_last())
+    }
+
+    /// Whether a staging finds it as it wants to, and it is there, as it was written.
+    pub(crate) fn has(self: &Arc<Self>, want: &Want<'_>) -> bool {
+        let file = self.named(want.name.as_deref());
+        self.is_executable_as(want) && file.is_some_and(|file| file.is_intact())
+    }
+
+    /// The same, if it is there under its first name.
+    pub(crate) fn has_too(self: &Arc<Self>, want: &Want<'_>) -> bool {
+        let file = self.named(want.name.as_deref());
+        let is_there = |file: Arc<Self>| Arc::ptr_eq(&file, self) || file.is_intact();
+        self.is_executable_as(want) && file.is_some_and(is_there)
+    }
+
+    pub(crate) fn is_executable_as(&self, want: &Want<'_>) -> bool {
+        !want.executable || self.is_executable()
+    }
+
+    /// Whether a copy of it keeps nobody waiting.
+    pub(crate) fn is_small(&self) -> bool {
+        self.bytes() <= INLINE_LIMIT as u64
+    }
+
+    pub(crate) fn is_executable(&self) -> bool {
+        self.names.is_executable()
+    }
+
+    /// Notes another name that it has got.
+    pub(crate) fn add(&self, other: Arc<Self>) {
+        let path = other.path.clone();
+        let replaces = |before: &Self| before.path == path;
+        self.names
+            .add(other, replaces, |other| self.is_copied_as(other));
+    }
+
+    /// Whether it is another file that it has under another name.
+    pub(crate) fn is_copied_as(&self, other: &Self) -> bool {
+        other.stamp.id() != self.stamp.id()
+    }
+
+    /// The file under its other names.
+    pub(crate) fn others(&self) -> Vec<Arc<Self>> {
+        self.names.others()
     }
 
     /// The area that the file, or the record of it, is in.
@@ -112,6 +199,14 @@ impl StagedFile {
         })
     }
 
+    /// The area that it is in, unless it is at a destination that the caller chose.
+    pub(crate) fn own_area(&self) -> Option<&Arc<Area>> {
+        match &self.place {
+            Place::Area(area) => Some(area),
+            Place::Elsewhere { .. } => None,
+        }
+    }
+
     /// The directory made for a destination that the caller chose.
     pub(super) fn made_dir(&self) -> Option<&Path> {
         match &self.place {
@@ -122,37 +217,63 @@ impl StagedFile {
 
     /// Removes what is left of a file that was found missing or changed, now that `new` has been
     /// put in place for it. Nobody is told of a failure: the next start removes what stays.
-    pub(crate) fn give_way_to(&self, new: &StagedFile) {
-        // The system may have given the new file the number of the old one.
-        let is_same = self.path == new.path || self.stamp.id() == new.stamp.id();
-        match &self.place {
-            Place::Elsewhere { area, record, .. } if is_same => {
-                let _ = sys::unlink_at(area.dir(), record);
-            }
-            _ if self.path == new.path => {}
-            // In the same directory: that stays, and stays ours.
-            Place::Area(area) if self.path.parent() == new.path.parent() => {
-                let _ = self.remove_file_from(area);
-            }
-            _ => {
-                let _ = self.remove();
+    pub(crate) fn give_way_to(&self, new: &Self) {
+        let (olds, news) = (self.others(), new.others());
+        let news = || news.iter().map(|new| &**new).chain([new]);
+        for old in olds.iter().map(|old| &**old).chain([self]) {
+            let is_replaced = news().any(|new| new.path == old.path);
+            match &old.place {
+                // The system may have given the new file the number of the old one.
+                Place::Elsewhere { area, record, .. }
+                    if is_replaced || new.stamp.id() == old.stamp.id() =>
+                {
+                    let _ = sys::unlink_at(area.dir(), record);
+                }
+                _ if is_replaced => {}
+                // In the same directory: that stays, and stays ours.
+                Place::Area(_) if news().any(|new| new.path.parent() == old.path.parent()) => {
+                    let _ = old.remove_file();
+                }
+                _ => {
+                    let _ = old.remove_file().and_then(|()| old.remove_dir());
+                }
             }
         }
     }
 
-    /// Removes the file and the directory made for it. One that has gone counts as removed, and so does
-    /// one at a destination that somebody has put another file in the place of.
+    /// Removes the file under all of its names, and the directories made for it. What has gone counts as
+    /// removed, and so does a file at a destination that somebody has put another one in the place of.
     pub(crate) fn remove(&self) -> Result<()> {
+        let others = self.others();
+        // The first name last: should another stay, it is still listed under a file that is there.
+        let others = others.iter().map(|other| &**other);
+        others
+            .clone()
+            .chain([self])
+            .try_for_each(Self::remove_file)?;
+        let elsewhere = others.filter(|other| other.path.parent() != self.path.parent());
+        elsewhere.chain([self]).try_for_each(Self::remove_dir)
+    }
+
+    /// Removes it under this name.
+    fn remove_file(&self) -> Result<()> {
         match &self.place {
-            Place::Area(area) => self.remove_from(area).context("remove", &self.path),
-            Place::Elsewhere { area, record, .. } => {
-                match sys::lstat(&self.path) {
-                    Ok(stat) if self.is_seen_in(&stat) => {
-                        forgive_missing(sys::unlink_at(AT_FDCWD, &self.path))
-                    }
-                    look => forgive_missing(look.map(drop)),
+            Place::Area(area) => self.remove_file_from(area),
+            Place::Elsewhere { .. } => match sys::lstat(&self.path) {
+                Ok(stat) if self.is_seen_in(&stat) => {
+                    forgive_missing(sys::unlink_at(AT_FDCWD, &self.path))
                 }
-                .context("remove", &self.path)?;
+                look => forgive_missing(look.map(drop)),
+            },
+        }
+        .context("remove", &self.path)
+    }
+
+    /// Removes the directory made for it, and the record.
+    fn remove_dir(&self) -> Result<()> {
+        match &self.place {
+            Place::Area(area) => self.remove_dir_from(area).context("remove", &self.path),
+            Place::Elsewhere { area, record, .. } => {
                 if let Some(dir) = self.made_dir() {
                     forgive_missing(remove_unused_dir(AT_FDCWD, dir)).context("remove", dir)?;
                 }
@@ -190,9 +311,8 @@ impl StagedFile {
         }
     }
 
-    /// Removes what is in its place in an area, and the directory of its checksum.
-    fn remove_from(&self, area: &Area) -> nix::Result<()> {
-        self.remove_file_from(area)?;
+    /// Removes the directory of its checksum in an area, unless something is in it.
+    fn remove_dir_from(&self, area: &Area) -> nix::Result<()> {
         let dir = self.dir_in_area();
         match sys::rmdir_at(area.dir(), dir) {
             // Some systems say EEXIST for ENOTEMPTY.

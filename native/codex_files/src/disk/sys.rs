@@ -108,6 +108,13 @@ pub(crate) fn rename_at(from: impl AsFd, old: &Path, to: impl AsFd, new: &Path) 
     })
 }
 
+/// Gives a file another name. Of a symbolic link, it is the link that gets it.
+pub(crate) fn link_at(from: &Path, dir: impl AsFd, path: &Path) -> Result<()> {
+    call("link", || {
+        unistd::linkat(fcntl::AT_FDCWD, from, dir.as_fd(), path, AtFlags::empty())
+    })
+}
+
 pub(crate) fn unlink_at(dir: impl AsFd, path: &Path) -> Result<()> {
     call("unlink", || {
         unistd::unlinkat(dir.as_fd(), path, UnlinkatFlags::NoRemoveDir)

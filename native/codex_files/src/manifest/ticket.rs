@@ -1,5 +1,6 @@
 //! The right to work on one checksum: committed, given up, or dropped.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::attachment::{Attachment, File};
@@ -8,6 +9,7 @@ use super::state::{Out, Shared, State, Waits};
 use super::waiting::Outcome;
 use crate::checksum::Checksum;
 use crate::error::{Error, Result};
+use crate::name::Want;
 use crate::retention::Keep;
 use crate::time::Now;
 
@@ -149,6 +151,24 @@ impl<F: File> Staging<F> {
     #[must_use]
     pub fn replaces(&self) -> Option<&F> {
         self.replaces.as_ref()
+    }
+
+    /// What those who wait want of the file, by now.
+    #[must_use]
+    pub fn wanted(&self) -> BTreeSet<Arc<Want<'static>>> {
+        let wanted: Vec<_> = {
+            let state = self.ticket.state.lock("manifest-wanted");
+            let out = state.tickets.get(&self.ticket.key);
+            let waiting = out.iter().flat_map(|out| &out.waiting);
+            waiting
+                .filter_map(|waits| match waits {
+                    Waits::Staging { waiter, .. } => waiter.want.clone(),
+                    Waits::Removal { .. } => None,
+                })
+                .collect()
+        };
+        // Sorted without the lock.
+        wanted.into_iter().collect()
     }
 
     /// Enters `file`, which is in place, spends what was reserved for it, and answers those who wait as stagings of a known

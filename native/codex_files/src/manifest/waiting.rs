@@ -1,7 +1,10 @@
 //! Those who wait for somebody else's work, and what they are told.
 
+use std::sync::Arc;
+
 use super::attachment::Attachment;
 use crate::error::Error;
+use crate::name::Want;
 
 /// How a staging ended.
 #[derive(Clone, Debug)]
@@ -39,17 +42,31 @@ pub enum Origin {
 
 /// A caller that waits for the outcome of somebody else's work. Answered exactly once: one that is
 /// dropped unanswered tells its caller to ask again, so no path of the code can leave it hanging.
-pub struct Waiter<F>(Option<Box<dyn FnOnce(Outcome<F>) + Send>>);
+pub struct Waiter<F> {
+    answer: Option<Box<dyn FnOnce(Outcome<F>) + Send>>,
+    /// What it wants of the file, beside its being there.
+    pub(super) want: Option<Arc<Want<'static>>>,
+}
 
 impl<F> Waiter<F> {
     /// `answer` is called outside of every lock, on any thread; it must not block.
     pub fn new(answer: impl FnOnce(Outcome<F>) + Send + 'static) -> Self {
-        Self(Some(Box::new(answer)))
+        Self {
+            answer: Some(Box::new(answer)),
+            want: None,
+        }
+    }
+
+    /// Tells whoever does the work what this caller wants of the file.
+    #[must_use]
+    pub fn wanting(mut self, want: Arc<Want<'static>>) -> Self {
+        self.want = Some(want);
+        self
     }
 
     /// Answers.
     pub fn answer(mut self, outcome: Outcome<F>) {
-        if let Some(answer) = self.0.take() {
+        if let Some(answer) = self.answer.take() {
             answer(outcome);
         }
     }
@@ -57,7 +74,7 @@ impl<F> Waiter<F> {
 
 impl<F> Drop for Waiter<F> {
     fn drop(&mut self) {
-        if let Some(answer) = self.0.take() {
+        if let Some(answer) = self.answer.take() {
             answer(Outcome::Retry);
         }
     }

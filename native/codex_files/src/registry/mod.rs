@@ -6,6 +6,7 @@ pub mod admission;
 pub mod fetch;
 pub mod keeper;
 pub mod keeping;
+mod names;
 pub mod owner;
 pub mod owners;
 pub mod remove;
@@ -34,6 +35,7 @@ use crate::disk::staging_dir::StagingDir;
 use crate::error::{Error, Result};
 use crate::manifest::attachment::File;
 use crate::manifest::{self, Manifest};
+use crate::name::Want;
 use crate::panics::contained;
 use crate::recognition::Recognition;
 use crate::retention::Keep;
@@ -64,6 +66,29 @@ pub struct Request {
     pub owner: Option<Arc<Owner>>,
     /// Where.
     pub staging_dir: StagingDir,
+}
+
+/// What a staging asks for, wherever it is to go.
+#[derive(Clone, Debug)]
+struct Ask<'a> {
+    keep: Keep,
+    want: Want<'a>,
+    /// Where a name goes if the file is at a destination that its caller chose.
+    staging_dir: &'a StagingDir,
+    /// On a copier nobody is kept waiting by a copy of a large file, where it cannot have a name without.
+    may_take_long: bool,
+}
+
+impl Request {
+    /// What it asks for, if the source is one that its owner may execute, or not.
+    fn ask(&self, executable: bool) -> Ask<'_> {
+        Ask {
+            keep: self.keep,
+            want: Want::named(&self.name, executable),
+            staging_dir: &self.staging_dir,
+            may_take_long: false,
+        }
+    }
 }
 
 /// Why files were removed that nobody asked to remove.

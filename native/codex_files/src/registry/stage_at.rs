@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use super::admission::{Admitted, Answer, admit, answer, enter, fail, renew};
 use super::room::ForSource;
-use super::{Attachment, MakeWaiter, Outcome, Registry, Staging};
-use crate::checksum::{self, Checksum};
+use super::{Ask, Attachment, MakeWaiter, Outcome, Registry, Staging, names};
+use crate::checksum::Checksum;
 use crate::disk::elsewhere;
 use crate::disk::file_id::FileId;
 use crate::disk::source::{self, INLINE_LIMIT, Source};
 use crate::disk::staged_file::StagedFile;
 use crate::disk::staging_dir::StagingDir;
 use crate::error::{Error, Result};
+use crate::name::Want;
 use crate::panics::{self, contained};
 use crate::retention::Keep;
 use crate::threads::copiers;
@@ -36,6 +37,18 @@ pub struct StageAt {
     pub staging_dir: StagingDir,
 }
 
+impl StageAt {
+    /// A known checksum is staged again as it is.
+    fn ask(&self) -> Ask<'_> {
+        Ask {
+            keep: self.keep,
+            want: Want::default(),
+            staging_dir: &self.staging_dir,
+            may_take_long: false,
+        }
+    }
+}
+
 /// Stages a known checksum again if that takes no more than a look at a file of this machine. That
 /// is short enough for a scheduler's thread, if not for nothing: what no cache leads to any more is
 /// read from the disk.
@@ -45,7 +58,7 @@ pub fn refresh(registry: &Registry, checksum: &[u8], keep: Keep) -> Option<Attac
     if !file.is_local() {
         return None;
     }
-    renew(registry, &file, keep)
+    renew(registry, &file, keep, &Want::default())
 }
 
 /// Stages a file under the caller's checksum.
@@ -55,7 +68,7 @@ pub fn stage_at(
     make_waiter: MakeWaiter<'_>,
 ) -> Answer {
     answer(|| {
-        let staging = match admit(registry, &request.checksum, request.keep, make_waiter)? {
+        let staging = match admit(registry, &request.checksum, &request.ask(), make_waiter)? {
             Admitted::Known(attachment) => return Ok(Answer::Now(Outcome::known(attachment))),
             Admitted::Waiting => return Ok(Answer::ByWaiter),
             Admitted::Lead(staging) => staging,
@@ -101,7 +114,7 @@ fn put_in_place(
         Ok((file, room.into_reservation(), work))
     });
     match copied {
-        Ok((file, room, _work)) => enter(staging, file, room),
+        Ok((file, room, _work)) => enter(registry, staging, file, room, &request.ask()),
         Err(error) => fail(staging, error),
     }
 }
@@ -115,15 +128,10 @@ fn copy(
 ) -> Result<StagedFile> {
     registry.areas.with_area(&request.staging_dir, |area| {
         let replaces = staging.replaces().map(|file| &**file);
-        let mode = source.staged_mode();
+        let mode = names::mode(staging, source.is_executable());
         let scratch = elsewhere::scratch_beside(area, &request.destination, replaces, mode)?;
         let content = scratch.fill(source, &|bytes| room.cover(bytes))?;
-        if checksum::is_digest(&request.checksum) {
-            let actual = checksum::hex(&content.digest);
-            if actual.as_bytes() != &*request.checksum {
-                return Err(Error::ChecksumMismatch { actual }.into());
-            }
-        }
+        content.verify(&request.checksum)?;
         Ok(scratch.publish(
             request.checksum.clone(),
             request.name.clone(),

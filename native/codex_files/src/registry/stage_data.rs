@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use nix::sys::stat::Mode;
 use sha2::{Digest, Sha256};
 
 use super::admission::{Admitted, Answer, admit, answer, enter, fail};
 use super::room::reserve;
-use super::{MakeWaiter, Outcome, Registry, Request, StagedFile, Staging, Waiter};
+use super::{Ask, MakeWaiter, Outcome, Registry, Request, StagedFile, Staging, Waiter, names};
 use crate::bytes::{Bytes, PIECE};
 use crate::checksum::{self, Content};
 use crate::disk::area::{Area, PublishError};
@@ -18,9 +17,6 @@ use crate::error::{Error, Result};
 use crate::panics::{self, contained};
 use crate::threads::copiers;
 use crate::turns;
-
-/// The mode of what is staged from anything but a file.
-pub(super) const MODE: Mode = Mode::S_IRUSR;
 
 /// Stages a content. If that takes long it is `kept` for a copier.
 pub fn stage_data(
@@ -32,7 +28,8 @@ pub fn stage_data(
 ) -> Answer {
     answer(|| {
         if content.len() <= INLINE_LIMIT {
-            return stage_small(registry, content, MODE, to, make_waiter).map(|(_, answer)| answer);
+            let ask = to.ask(false);
+            return stage_small(registry, content, &ask, make_waiter).map(|(_, answer)| answer);
         }
         let (registry, to, kept) = (registry.clone(), to.clone(), kept());
         let size = content.len() as u64;
@@ -46,20 +43,24 @@ pub fn stage_data(
 pub(super) fn stage_small(
     registry: &Registry,
     content: &[u8],
-    mode: Mode,
-    to: &Request,
+    ask: &Ask<'_>,
     make_waiter: MakeWaiter<'_>,
 ) -> Result<(Content, Answer)> {
     let _work = registry.work()?;
     let digest = checksum::digest(content);
     let checksum = checksum::key(&digest);
     let size = content.len() as u64;
-    let answer = match admit(registry, &checksum, to.keep, make_waiter)? {
+    let answer = match admit(registry, &checksum, ask, make_waiter)? {
         Admitted::Known(attachment) => Answer::Now(Outcome::known(attachment)),
         Admitted::Waiting => Answer::ByWaiter,
-        Admitted::Lead(staging) => Answer::Now(put_in_place(registry, staging, size, to, |area| {
-            scratch::publish_content(area, &checksum, &to.name, content, mode)
-        })),
+        Admitted::Lead(staging) => {
+            let write = |area: &Arc<Area>, staging: &Staging| {
+                let (name, mode) = names::first_name(staging, ask);
+                let replaces = staging.replaces().map(|file| &**file);
+                scratch::publish_content(area, &checksum, name, content, replaces, mode)
+            };
+            Answer::Now(put_in_place(registry, staging, size, ask, write))
+        }
     };
     Ok((Content { digest, size }, answer))
 }
@@ -109,16 +110,22 @@ fn stage_large(
         Ok(())
     })?;
     let checksum = checksum::key(&hasher.finalize().into());
-    let staging = match admit(registry, &checksum, to.keep, || hand_over(waiter))? {
+    let ask = Ask {
+        may_take_long: true,
+        ..to.ask(false)
+    };
+    let staging = match admit(registry, &checksum, &ask, || hand_over(waiter))? {
         Admitted::Known(attachment) => return Ok(Outcome::known(attachment)),
         Admitted::Waiting => return Ok(Outcome::Retry),
         Admitted::Lead(staging) => staging,
     };
-    Ok(put_in_place(registry, staging, size, to, |area| {
-        let scratch = scratch::numbered(area, MODE)?;
+    let write = |area: &Arc<Area>, staging: &Staging| {
+        let (name, mode) = names::first_name(staging, &ask);
+        let scratch = scratch::numbered(area, mode)?;
         each_piece(registry, content, |piece| scratch.write(piece))?;
-        scratch.publish(&checksum, &to.name, size, MODE)
-    }))
+        scratch.publish(&checksum, name, size, mode)
+    };
+    Ok(put_in_place(registry, staging, size, &ask, write))
 }
 
 /// Has `write` put a file of `size` bytes in place, and enters it.
@@ -126,15 +133,16 @@ fn put_in_place(
     registry: &Registry,
     staging: Staging,
     size: u64,
-    to: &Request,
-    write: impl FnMut(&Arc<Area>) -> Result<StagedFile, PublishError>,
+    ask: &Ask<'_>,
+    mut write: impl FnMut(&Arc<Area>, &Staging) -> Result<StagedFile, PublishError>,
 ) -> Outcome {
     let put = reserve(registry, size, staging.replaces()).and_then(|room| {
-        let file = registry.areas.with_area(&to.staging_dir, write)?;
+        let write = |area: &Arc<Area>| write(area, &staging);
+        let file = registry.areas.with_area(ask.staging_dir, write)?;
         Ok((file, room))
     });
     match put {
-        Ok((file, room)) => enter(staging, file, room),
+        Ok((file, room)) => enter(registry, staging, file, room, ask),
         Err(error) => fail(staging, error),
     }
 }

@@ -8,14 +8,16 @@ use std::time::{Duration, Instant};
 use super::admission::{Admitted, Answer, admit, answer, enter, fail, renew};
 use super::room::ForSource;
 use super::stage_data::{by_copier, hand_over, stage_small};
-use super::{Attachment, MakeWaiter, Outcome, Registry, Request, Staging, Waiter};
+use super::{Ask, Attachment, MakeWaiter, Outcome, Registry, Request, Staging, Waiter, names};
 use crate::checksum::{self, Content};
 use crate::disk::area::PublishError;
 use crate::disk::buffer::Buffer;
 use crate::disk::file_id::Fingerprint;
 use crate::disk::scratch;
 use crate::disk::source::{self, INLINE_LIMIT, SMALL_BUFFER, Source};
+use crate::disk::staged_file::staged_mode;
 use crate::error::{Error, Result};
+use crate::name::Want;
 use crate::recognition::Likeness;
 use crate::retention::Keep;
 
@@ -54,15 +56,16 @@ thread_local! {
 pub fn refresh(
     registry: &Registry,
     source: &Path,
+    name: &[u8],
     keep: Keep,
 ) -> std::result::Result<Attachment, Miss> {
     let recognition = registry.recognition.as_ref().ok_or(Miss::Unseen)?;
-    let seen = source::glance(source).ok_or(Miss::Unseen)?;
+    let (seen, executable) = source::glance(source).ok_or(Miss::Unseen)?;
     let file = recognition.find(&seen, Likeness::Proof).ok_or(Miss::New)?;
-    if !file.is_local() {
+    if !file.named(Some(name)).is_some_and(|file| file.is_local()) {
         return Err(Miss::Unseen);
     }
-    renew(registry, &file, keep).ok_or(Miss::Unseen)
+    renew(registry, &file, keep, &Want::named(name, executable)).ok_or(Miss::Unseen)
 }
 
 /// Stages a file under its own digest. `miss` is what a glance has told of it just now: a file that
@@ -75,9 +78,11 @@ pub fn stage_file(
 ) -> Answer {
     answer(|| {
         if miss == Miss::Unseen {
-            let seen = Fingerprint::of(&source::look(&request.source)?);
-            if let Some(attachment) = renew_unchanged(registry, &seen, request.to.keep) {
-                return Ok(Answer::Now(Outcome::known(attachment)));
+            let stat = source::look(&request.source)?;
+            let ask = request.to.ask(source::is_executable(stat.st_mode));
+            let unchanged = stage_unchanged(registry, &Fingerprint::of(&stat), &ask, make_waiter);
+            if let Some(answer) = unchanged {
+                return Ok(answer);
             }
         }
         let source = Source::open(&request.source)?;
@@ -85,8 +90,8 @@ pub fn stage_file(
             let Some(length) = source.read_small(buffer)? else {
                 return Ok(None);
             };
-            let (content, mode) = (&buffer[..length], source.staged_mode());
-            let (content, answer) = stage_small(registry, content, mode, &request.to, make_waiter)?;
+            let ask = request.to.ask(source.is_executable());
+            let (content, answer) = stage_small(registry, &buffer[..length], &ask, make_waiter)?;
             if let Answer::Now(outcome) = &answer {
                 remember(registry, &source, content, outcome);
             }
@@ -103,11 +108,21 @@ pub fn stage_file(
     })
 }
 
-/// Stages a file again that is recognised as one that was hashed before.
-fn renew_unchanged(registry: &Registry, seen: &Fingerprint, keep: Keep) -> Option<Attachment> {
+/// Stages a file that is recognised as one that was hashed before, without reading it. `None` if it has to
+/// be read all the same: its copy is lost, or cannot be had under that name in no time.
+fn stage_unchanged(
+    registry: &Registry,
+    seen: &Fingerprint,
+    ask: &Ask<'_>,
+    make_waiter: impl FnMut() -> Waiter,
+) -> Option<Answer> {
     let recognition = registry.recognition.as_ref()?;
     let file = recognition.find(seen, Likeness::Proof)?;
-    renew(registry, &file, keep)
+    match admit(registry, &file.checksum, ask, make_waiter) {
+        Ok(Admitted::Known(attachment)) => Some(Answer::Now(Outcome::known(attachment))),
+        Ok(Admitted::Waiting) => Some(Answer::ByWaiter),
+        Ok(Admitted::Lead(_)) | Err(_) => None,
+    }
 }
 
 /// Stages a large file. It is copied and hashed at once, and entered if its content turns out to be new.
@@ -119,8 +134,12 @@ fn stage_large(
 ) -> Result<Outcome> {
     let _work = registry.work()?;
     let source = Source::open(&request.source)?.until(&registry.stopping);
+    let ask = Ask {
+        may_take_long: true,
+        ..request.to.ask(source.is_executable())
+    };
     let Some(recognition) = &registry.recognition else {
-        return copy_large(registry, request, &source, false, waiter);
+        return copy_large(registry, &ask, &source, false, waiter);
     };
     let seen = source.fingerprint();
     // If somebody copies it right now, it will be recognised afterwards.
@@ -133,15 +152,17 @@ fn stage_large(
         None
     };
     // While this copy waited for its turn, somebody else may have made it.
-    if let Some(attachment) = renew_unchanged(registry, &seen, request.to.keep) {
-        return Ok(Outcome::known(attachment));
+    match stage_unchanged(registry, &seen, &ask, || hand_over(waiter)) {
+        Some(Answer::Now(outcome)) => return Ok(outcome),
+        Some(Answer::ByWaiter) => return Ok(Outcome::Retry),
+        None => {}
     }
     // What was staged before, and looks the same, is probably staged still.
     let read_first = [Likeness::Hint, Likeness::Proof].iter().any(|&likeness| {
         let file = recognition.find(&seen, likeness);
         file.is_some_and(|file| file.is_intact())
     });
-    let result = copy_large(registry, request, &source, read_first, waiter);
+    let result = copy_large(registry, &ask, &source, read_first, waiter);
     if let (Some(copying), Err(error) | Ok(Outcome::Failed(error))) = (copying, &result)
         && error.is_lack_of_room()
     {
@@ -154,7 +175,7 @@ fn stage_large(
 /// room.
 fn copy_large(
     registry: &Registry,
-    request: &StageFile,
+    ask: &Ask<'_>,
     source: &Source<'_>,
     read_first: bool,
     waiter: &mut Option<Waiter>,
@@ -167,7 +188,7 @@ fn copy_large(
         if staging.is_none() && (read_first || lack_of_room.is_some()) {
             let content = source.content()?;
             let checksum = checksum::key(&content.digest);
-            match admit(registry, &checksum, request.to.keep, || hand_over(waiter))? {
+            match admit(registry, &checksum, ask, || hand_over(waiter))? {
                 Admitted::Lead(lead) => {
                     // Of a lost file's bytes it was not known that they are to be had.
                     if lead.replaces().is_some() && lack_of_room.as_ref().is_some_and(over_budget) {
@@ -199,7 +220,7 @@ fn copy_large(
             registry.space.wait_for_an_end(since, until);
         }
         let copy = registry.space.begin();
-        match copy_once(registry, request, source, &mut staging, waiter) {
+        match copy_once(registry, ask, source, &mut staging, waiter) {
             Err(error) if error.is_lack_of_room() => {
                 lack_of_room = Some((error, copy.end_if_beside_others()));
             }
@@ -217,16 +238,15 @@ fn over_budget<T>((error, _): &(Error, T)) -> bool {
 /// the content was a moment ago, if that is known; after an error it is the one for what the content is.
 fn copy_once(
     registry: &Registry,
-    request: &StageFile,
+    ask: &Ask<'_>,
     source: &Source<'_>,
     staging: &mut Option<Staging>,
     waiter: &mut Option<Waiter>,
 ) -> Result<Outcome> {
-    let mode = source.staged_mode();
     let lost = staging.as_ref().and_then(Staging::replaces);
     let room = ForSource::reserve(registry, source, lost)?;
-    let copied = registry.areas.with_area(&request.to.staging_dir, |area| {
-        let scratch = scratch::numbered(area, mode)?;
+    let copied = registry.areas.with_area(ask.staging_dir, |area| {
+        let scratch = scratch::numbered(area, staged_mode(ask.want.executable))?;
         let content = scratch.fill(source, &|bytes| room.cover(bytes))?;
         let checksum = checksum::key(&content.digest);
         // A ticket for another content is of no use.
@@ -235,7 +255,7 @@ fn copy_once(
             .filter(|staging| *staging.checksum() == checksum);
         let admitted = match ticket {
             Some(ticket) => Admitted::Lead(ticket),
-            None => admit(registry, &checksum, request.to.keep, || hand_over(waiter))?,
+            None => admit(registry, &checksum, ask, || hand_over(waiter))?,
         };
         let lead = match admitted {
             Admitted::Lead(lead) => staging.insert(lead),
@@ -243,7 +263,8 @@ fn copy_once(
             Admitted::Known(attachment) => return Ok((content, Err(Outcome::known(attachment)))),
             Admitted::Waiting => return Ok((content, Err(Outcome::Retry))),
         };
-        let published = scratch.publish(lead.checksum(), &request.to.name, content.size, mode);
+        let (name, mode) = names::first_name(lead, ask);
+        let published = scratch.publish(lead.checksum(), name, content.size, mode);
         if matches!(published, Err(PublishError::AreaLost)) {
             // The copy went with its area, and the next one may have another content.
             *staging = None;
@@ -252,7 +273,7 @@ fn copy_once(
     });
     let (content, published) = copied?;
     let outcome = match (published, staging.take()) {
-        (Ok(file), Some(staging)) => enter(staging, file, room.into_reservation()),
+        (Ok(file), Some(staging)) => enter(registry, staging, file, room.into_reservation(), ask),
         (Ok(_), None) => Outcome::Retry,
         (Err(outcome), _) => outcome,
     };

@@ -11,12 +11,14 @@ use super::admission::{Admitted, Answer, admit, enter, fail};
 use super::owner::Owner;
 use super::reply::Reply;
 use super::room::{grow, reserve};
-use super::stage_data::MODE;
 use super::streams::{UnderWay, Written};
-use super::{MakeWaiter, Outcome, Registry, Request, Reservation, StagedFile, Waiter};
+use super::{
+    Ask, MakeWaiter, Outcome, Registry, Request, Reservation, StagedFile, Staging, Waiter, names,
+};
 use crate::bytes::{Bytes, PIECE};
-use crate::checksum::{self, Checksum, Content};
+use crate::checksum::{self, Content};
 use crate::disk::scratch::{self, Scratch};
+use crate::disk::staged_file::staged_mode;
 use crate::error::{Error, Result};
 use crate::threads::hasher::{Hasher, Tell};
 use crate::threads::sweeper::Progress;
@@ -71,6 +73,12 @@ pub fn open(registry: &Arc<Registry>, mut to: Request, purpose: Purpose) -> Stre
 }
 
 impl Stream {
+    /// The name that it is staged under.
+    #[must_use]
+    pub fn name(&self) -> &[u8] {
+        &self.to.name
+    }
+
     /// Appends bytes, which are `kept` to be hashed. `true` if the hash is far behind: then no more are to
     /// be given before the reply tells so.
     ///
@@ -121,8 +129,9 @@ impl Stream {
     fn new_file(&self) -> Result<(Scratch, Reservation)> {
         let room = reserve(&self.registry, 0, None)?;
         let areas = &self.registry.areas;
-        let scratch =
-            areas.with_area(&self.to.staging_dir, |area| scratch::numbered(area, MODE))?;
+        let scratch = areas.with_area(&self.to.staging_dir, |area| {
+            scratch::numbered(area, staged_mode(false))
+        })?;
         Ok((scratch, room))
     }
 
@@ -161,17 +170,21 @@ impl Stream {
         self.go_on()?;
         let content = written.hasher.content()?;
         let checksum = checksum::key(&content.digest);
-        let answer = match admit(&self.registry, &checksum, self.to.keep, make_waiter)? {
+        let ask = Ask {
+            may_take_long: true,
+            ..self.to.ask(false)
+        };
+        let answer = match admit(&self.registry, &checksum, &ask, make_waiter)? {
             Admitted::Known(attachment) => Answer::Now(Outcome::known(attachment)),
             Admitted::Waiting => Answer::ByWaiter,
             Admitted::Lead(_) if self.purpose == Purpose::Renew => return Ok(End::New),
             Admitted::Lead(staging) => {
                 let file = written.file.take().map_or_else(|| self.new_file(), Ok);
                 let published = file.and_then(|(scratch, room)| {
-                    Ok((self.publish(scratch, &checksum, content)?, room))
+                    Ok((self.publish(scratch, &staging, content, &ask)?, room))
                 });
                 Answer::Now(match published {
-                    Ok((file, room)) => enter(staging, file, room),
+                    Ok((file, room)) => enter(&self.registry, staging, file, room, &ask),
                     Err(error) => fail(staging, error),
                 })
             }
@@ -184,9 +197,11 @@ impl Stream {
     fn publish(
         &self,
         scratch: Scratch,
-        checksum: &Checksum,
+        staging: &Staging,
         content: Content,
+        ask: &Ask<'_>,
     ) -> Result<StagedFile> {
+        let (name, mode) = names::first_name(staging, ask);
         let path = scratch.path().to_owned();
         let written = scratch.as_source(&path)?.until(&self.registry.stopping);
         let mut scratch = Some(scratch);
@@ -196,14 +211,14 @@ impl Stream {
                 Some(scratch) if Arc::ptr_eq(scratch.area(), area) => scratch,
                 _gone => {
                     let _room = reserve(&self.registry, content.size, None)?;
-                    let copy = scratch::numbered(area, MODE)?;
+                    let copy = scratch::numbered(area, mode)?;
                     if copy.fill(&written, &|_| Ok(()))? != content {
                         return Err(Error::io("read", &path, Errno::EIO).into());
                     }
                     copy
                 }
             };
-            scratch.publish(checksum, &self.to.name, content.size, MODE)
+            scratch.publish(staging.checksum(), name, content.size, mode)
         })
     }
 

@@ -385,7 +385,7 @@ pub const SMALL: usize = 4096;
 pub const LARGE: usize = INLINE_LIMIT + 1;
 
 pub fn stage_file(registry: &Arc<Registry>, request: &StageFile) -> Outcome {
-    match stage_file::refresh(registry, &request.source, request.to.keep) {
+    match stage_file::refresh(registry, &request.source, &request.to.name, request.to.keep) {
         Ok(attachment) => {
             let origin = Origin::Known;
             Outcome::Staged { attachment, origin }

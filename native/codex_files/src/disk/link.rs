@@ -1,0 +1,156 @@
+//! Giving a staged file another name: by a hard link, or by a copy where the file system has none.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
+
+use super::area::{Area, PublishError, relative};
+use super::file_id::{Stamp, special_type};
+use super::names::Names;
+use super::scratch;
+use super::source::Source;
+use super::staged_file::{Place, StagedFile, staged_mode};
+use super::staging_dir::forgive_missing;
+use super::sys;
+use crate::error::{Context, Error, FileType, Result};
+use crate::panics;
+
+/// Whether an error says that the file system has no links, or no more of this file.
+pub(crate) fn is_unsupported(error: &Error) -> bool {
+    matches!(
+        error.errno(),
+        Some(
+            Errno::EPERM
+                | Errno::EXDEV
+                | Errno::EMLINK
+                | Errno::EOPNOTSUPP
+                | Errno::ENOSYS
+                | Errno::EINVAL
+        )
+    )
+}
+
+/// Links a file that is intact to another name in an area. What is there under that name gives way.
+pub(crate) fn hard_link(
+    file: &StagedFile,
+    area: &Arc<Area>,
+    name: &[u8],
+) -> Result<StagedFile, PublishError> {
+    let relative = relative(&file.checksum, name);
+    let linked = match link_over(file, area, &relative) {
+        // The first name in this area has no directory to go to yet.
+        Err(Errno::ENOENT) => area.in_checksum_dir(&file.checksum, |_| {
+            area.attempted("link", &relative, link_over(file, area, &relative))
+        }),
+        linked => area.attempted("link", &relative, linked),
+    };
+    linked?;
+    panics::point("linked");
+    // Through the whole path, as its readers go: it must lead to the same file. A file system that
+    // makes numbers up gives another one to each name, and what has that could not be told from a
+    // stranger.
+    let path = area.path().join(&relative);
+    match sys::lstat(&path) {
+        Ok(stat) if Stamp::of(&stat) == file.stamp => {}
+        look => {
+            let _ = sys::unlink_at(area.dir(), &relative);
+            area.attempted("stat", &relative, look)?;
+            return Err(Error::io("link", &path, Errno::EXDEV).into());
+        }
+    }
+    Ok(StagedFile {
+        checksum: file.checksum.clone(),
+        name: name.into(),
+        path: path.into(),
+        size: file.size,
+        stamp: file.stamp,
+        place: Place::Area(area.clone()),
+        names: Names::new(file.is_executable()),
+    })
+}
+
+/// Links a file to a place in an area, where nobody may be promised anything else.
+fn link_over(file: &StagedFile, area: &Area, relative: &Path) -> nix::Result<()> {
+    let link = || sys::link_at(&file.path, area.dir(), relative);
+    match link() {
+        Err(Errno::EEXIST) => {
+            match sys::lstat_at(area.dir(), relative) {
+                // To some file systems the names of both are one and the same.
+                Ok(stat) if Stamp::of(&stat) == file.stamp => return Ok(()),
+                Ok(stat) if special_type(&stat) == Some(FileType::Directory) => {
+                    area.put_aside(relative)?;
+                }
+                look => forgive_missing(look.and_then(|_| sys::unlink_at(area.dir(), relative)))?,
+            }
+            link()
+        }
+        result => result,
+    }
+}
+
+/// Copies a file to another name in an area, where it cannot be linked, until `called_off` is set.
+pub(crate) fn copy(
+    file: &StagedFile,
+    area: &Arc<Area>,
+    name: &[u8],
+    called_off: &AtomicBool,
+) -> Result<StagedFile, PublishError> {
+    let mode = staged_mode(file.is_executable());
+    let source = Source::open(&file.path)?.until(called_off);
+    let scratch = scratch::numbered(area, mode)?;
+    scratch.fill(&source, &|_| Ok(()))?.verify(&file.checksum)?;
+    scratch.publish(&file.checksum, name, file.size, mode)
+}
+
+/// Puts the first name of a file back in its place, if it has gone and another of its names is a link
+/// to the same file; whether it is there.
+pub(crate) fn first_name(file: &StagedFile) -> bool {
+    file.is_intact() || file.others().iter().any(|other| link_first(file, other))
+}
+
+fn link_first(file: &StagedFile, other: &StagedFile) -> bool {
+    if other.stamp != file.stamp || !other.is_intact() {
+        return false;
+    }
+    let linked = match &file.place {
+        Place::Area(area) => link_over(other, area, &relative(&file.checksum, &file.name)),
+        // What has come to a destination of the caller's is not ours to replace.
+        Place::Elsewhere { .. } => sys::link_at(&other.path, AT_FDCWD, &file.path),
+    };
+    linked.is_ok() && file.is_intact()
+}
+
+/// Lets the owner execute a file, under all of its names.
+pub(crate) fn make_executable(file: &StagedFile) -> Result<()> {
+    let others = file.others();
+    let mut changed = Vec::new();
+    for file in [file]
+        .into_iter()
+        .chain(others.iter().map(|other| &**other))
+    {
+        // Links are one file.
+        if !changed.contains(&file.stamp)
+            && change_mode(file).context("change the mode of", &file.path)?
+        {
+            changed.push(file.stamp);
+        }
+    }
+    file.names.set_executable();
+    Ok(())
+}
+
+/// Lets the owner execute a file, unless it has gone, or another is in its place; whether it is there.
+fn change_mode(file: &StagedFile) -> nix::Result<bool> {
+    let opened = match sys::open_for_reading_at(AT_FDCWD, &file.path) {
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EMLINK) => return Ok(false),
+        opened => opened?,
+    };
+    let is_there = Stamp::of(&sys::fstat(&opened)?) == file.stamp;
+    if is_there {
+        sys::fchmod(&opened, staged_mode(true))?;
+    }
+    Ok(is_there)
+}

@@ -1,0 +1,169 @@
+//! The names of what is staged: whoever stages known content under another name finds it there too.
+
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::stat::Mode;
+
+use super::room::reserve;
+use super::{Ask, Registry, Reservation, StagedFile, Staging};
+use crate::disk::area::{Area, PublishError};
+use crate::disk::link;
+use crate::disk::staged_file::staged_mode;
+use crate::error::{Error, Result};
+use crate::name::Want;
+
+/// The name and the mode of what is put in place under a ticket. A file that was lost is found again by
+/// its first name.
+pub(super) fn first_name<'a>(staging: &'a Staging, ask: &'a Ask<'_>) -> (&'a [u8], Mode) {
+    let lost = staging.replaces();
+    let lost = lost.filter(|lost| lost.own_area().is_some());
+    let asked = ask.want.name.as_deref().unwrap_or_default();
+    let name = lost.map_or(asked, |lost| &lost.name);
+    (name, mode(staging, ask.want.executable))
+}
+
+/// The mode of what is put in place under a ticket. What could be executed before still can.
+pub(super) fn mode(staging: &Staging, executable: bool) -> Mode {
+    let could_be = staging.replaces().is_some_and(|lost| lost.is_executable());
+    staged_mode(executable || could_be)
+}
+
+/// A file that has what it is to have, and the room that its names take beyond what is counted.
+pub(super) type Complete = (Arc<StagedFile>, Option<Reservation>);
+
+/// Gives a known file, for which the ticket is out because it was not found as it was asked for, what
+/// it lacks; `None` if it is lost.
+pub(super) fn complete(
+    registry: &Registry,
+    staging: &Staging,
+    ask: &Ask<'_>,
+) -> Result<Option<Complete>> {
+    let Some(file) = staging.replaces() else {
+        return Ok(None);
+    };
+    let _work = registry.work()?;
+    if !link::first_name(file) {
+        return Ok(None);
+    }
+    let mut room = None;
+    match give_all(registry, staging, file, ask, &mut room) {
+        Ok(()) => Ok(Some((file.clone(), room))),
+        // It has gone since, or was changed so that only reading it has shown it.
+        Err(PublishError::AreaLost | PublishError::Failed(Error::ChecksumMismatch { .. })) => {
+            Ok(None)
+        }
+        Err(PublishError::Failed(error)) => Err(error),
+    }
+}
+
+/// Gives a file that has just been put in place what it lacks.
+pub(super) fn complete_new(
+    registry: &Registry,
+    staging: &Staging,
+    file: &Arc<StagedFile>,
+    ask: &Ask<'_>,
+    room: &mut Option<Reservation>,
+) -> Result<()> {
+    give_all(registry, staging, file, ask, room).map_err(|error| match error {
+        PublishError::Failed(error) => error,
+        PublishError::AreaLost => Error::io("link", &file.path, Errno::ENOENT),
+    })
+}
+
+/// Gives a file what is asked for, and what those who wait want as well. A failure for one of these is not
+/// the caller's: whoever does not find what it wanted asks again.
+fn give_all(
+    registry: &Registry,
+    staging: &Staging,
+    file: &Arc<StagedFile>,
+    ask: &Ask<'_>,
+    room: &mut Option<Reservation>,
+) -> Result<(), PublishError> {
+    // Earlier callers know a file that was lost by names that it had.
+    let lost = staging.replaces().filter(|lost| !Arc::ptr_eq(lost, file));
+    let known: Vec<_> = lost.map_or_else(Vec::new, |lost| {
+        let mut known = lost.others();
+        known.push(lost.clone());
+        known.retain(|before| before.own_area().is_some());
+        known
+    });
+    for copy in known.iter().filter(|copy| copy.is_intact()) {
+        file.add(copy.clone());
+    }
+    give(registry, file, &ask.want, ask, room)?;
+    for want in staging.wanted() {
+        let _ = give(registry, file, &want, ask, room);
+    }
+    for before in known {
+        let want = Want::named(&before.name, false);
+        let _ = give(registry, file, &want, ask, room);
+    }
+    Ok(())
+}
+
+/// Gives a file that is there under its first name what it lacks of what is wanted.
+fn give(
+    registry: &Registry,
+    file: &Arc<StagedFile>,
+    want: &Want<'_>,
+    ask: &Ask<'_>,
+    room: &mut Option<Reservation>,
+) -> Result<(), PublishError> {
+    if !file.is_executable_as(want) {
+        link::make_executable(file)?;
+    }
+    let Some(name) = want.name.as_deref().filter(|_| !file.has_too(want)) else {
+        return Ok(());
+    };
+    let linked = in_area(registry, file, ask, |area| {
+        link::hard_link(file, area, name)
+    });
+    let other = match linked {
+        Err(PublishError::Failed(error))
+            if link::is_unsupported(&error) && (ask.may_take_long || file.is_small()) =>
+        {
+            make_room(registry, file, name, room)?;
+            in_area(registry, file, ask, |area| {
+                link::copy(file, area, name, &registry.stopping)
+            })?
+        }
+        linked => linked?,
+    };
+    file.add(Arc::new(other));
+    Ok(())
+}
+
+/// Works in the area that a name of a file goes to.
+fn in_area<T>(
+    registry: &Registry,
+    file: &StagedFile,
+    ask: &Ask<'_>,
+    mut work: impl FnMut(&Arc<Area>) -> Result<T, PublishError>,
+) -> Result<T, PublishError> {
+    match file.own_area() {
+        Some(area) => work(area),
+        None => Ok(registry.areas.with_area(ask.staging_dir, work)?),
+    }
+}
+
+/// Makes room for a copy of a file under another name. That of an earlier one which was lost is counted
+/// still.
+fn make_room(
+    registry: &Registry,
+    file: &Arc<StagedFile>,
+    name: &[u8],
+    room: &mut Option<Reservation>,
+) -> Result<()> {
+    let before = file.named(Some(name));
+    if let Some(lost) = before.filter(|before| file.is_copied_as(before)) {
+        lost.clear_away();
+    } else {
+        let more = reserve(registry, file.bytes(), None)?;
+        match room {
+            Some(room) => room.add(more),
+            None => *room = Some(more),
+        }
+    }
+    Ok(())
+}
