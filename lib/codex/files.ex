@@ -5,8 +5,9 @@ defmodule Codex.Files do
   A staged file is a private copy, kept under the SHA-256 checksum of its content. Staging a content
   again renews the time to live of the copy that is there. That costs next to nothing if the file had
   been left alone for two seconds and has not changed since. Otherwise it is read, and one of more than
-  256 KiB may be copied on the way, if there is room. A copy is removed when its time to live ends, by
-  `reset!/0`, or when the registry or the system is stopped in order.
+  256 KiB may be copied on the way, if there is room. A copy is removed when its time to live has ended and
+  no process owns it any more, by `unstage/2` and `reset!/0`, or when the registry or the system is stopped
+  in order. What is staged can be a file, bytes that are in memory, or what an enumerable gives.
 
   None of these functions exits or raises because of a file or the registry: they return
   `{:error, reason}`, and `format_error/1` says what that means.
@@ -20,6 +21,10 @@ defmodule Codex.Files do
     * `:attachment_ttl_ms` - the default time to live in milliseconds, or `:infinity`; 86_400_000 (a
       day) by default
     * `:attachment_cleanup_interval_ms` - the time between two cleanups, 60_000 (a minute) by default
+    * `:attachment_max_bytes` - how many bytes may be stored at once, those included that are being written;
+      by default any number
+    * `:attachment_when_full` - what becomes of a staging that has no room then: `:refuse`, the default, or
+      `:evict` what would expire soonest
     * `:attachment_recognise_unchanged` - `false` to read every file again, instead of recognising
       those whose device, inode, size and times have not changed since they were staged. That is done
       only where the file system keeps these times honestly: ext2 to ext4, XFS, btrfs, F2FS, bcachefs,
@@ -29,8 +34,8 @@ defmodule Codex.Files do
 
   The first two are read at each use, the others when the registry starts; but the successor of a
   killed registry keeps `:attachment_recognise_unchanged` as it was. A malformed value gives
-  `{:error, {:invalid_config, key, value}}` where it is used: one of the last two keeps the registry
-  from starting.
+  `{:error, {:invalid_config, key, value}}` where it is used: one of the last four keeps the registry
+  from starting. The guide "Configuration" has more.
 
   ## Registries
 
@@ -57,6 +62,7 @@ defmodule Codex.Files do
       supervisor start `{Codex.Files.Registry, []}`
     * `{:manifest_table_taken, table}` - the registry could not start, because there is an ETS table
       of this name. `:ets.info(table, :owner)` says whose it is: rename that one
+    * `:not_supported` - the registry has a file module: it stages files and nothing else
     * `{:invalid_config, key, value}` - a configured value is not what it has to be
     * `:native_library_not_loaded` - standard error says why, and what to do
     * `:eagain` - the system has no thread left for the registry
@@ -131,8 +137,9 @@ defmodule Codex.Files do
       the result is `{:error, {:missing_option, :name}}`
     * `:persist` - `true` exempts it from expiry; its `ttl_ms` is then `:infinity`
     * `:ttl_ms` - how many milliseconds to keep it, or `:infinity`. With 0 it expires at the next
-      cleanup. By default as configured
-
+      cleanup. By default as configured, and 0 for one with an `:owner`
+    * `:owner` - the pid of a process of this node. As long as it lives, the attachment stays; see
+      `release/2`. With `persist: true` it changes nothing
     * `:registry` - the name or the pid of another registry than the default one
 
   Other options are ignored.
@@ -145,6 +152,8 @@ defmodule Codex.Files do
       `:other`
     * `{:invalid_name, name}`, `{:invalid_ttl, ttl_ms}`, `{:invalid_option, key, value}`, where the key
       is `:source` if bytes were to be staged that are no iodata
+    * `{:invalid_option, :owner, pid}` - it has ended, or is of another node
+    * `{:over_budget, size, max_bytes}` - the registry has no room for so many bytes
     * `{:staging_dir, path, reason}` - the staging directory cannot be made, opened or locked: what the
       file system says is `:enotdir`, `:erofs` or the like
     * `{:insecure_staging_dir, path, reason}` - the staging directory belongs to another user
@@ -205,9 +214,29 @@ defmodule Codex.Files do
   end
 
   @doc """
-  Gives up an ownership early: what nothing else keeps is removed.
+  Gives up an ownership early. What nothing else keeps is removed within a second.
 
-  The owner is the calling process, or `:owner`. It is `:ok` also if it did not own the attachment.
+  A process becomes an owner with the option `:owner` of `stage/2`, once for each attachment however often
+  it stages it, and ceases to be one here, or when it ends.
+
+  ## Options
+
+    * `:owner` - whose ownership to end, by default the calling process's
+    * `:registry` - as for `stage/2`
+
+  The result is `:ok` also if there was no such ownership.
+
+  ## Examples
+
+      iex> {:ok, attachment} = Codex.Files.stage({:data, "mine"}, name: "mine.txt", owner: self())
+      iex> Codex.Files.force_cleanup()
+      iex> File.read!(attachment.path)
+      "mine"
+      iex> Codex.Files.release(attachment)
+      :ok
+      iex> Codex.Files.release(attachment, owner: :me)
+      {:error, {:invalid_option, :owner, :me}}
+
   """
   @spec release(Attachment.t() | String.t(), keyword()) :: :ok | {:error, term()}
   def release(attachment_or_id, opts \\ []) do
@@ -219,9 +248,23 @@ defmodule Codex.Files do
   end
 
   @doc """
-  Stages a file, runs `fun` with the attachment, and releases that however `fun` ends.
+  Stages a source, runs `fun` with the attachment, and releases that however `fun` ends.
 
-  Returns `{:ok, result}` with what `fun` returns.
+  Returns `{:ok, result}` with what `fun` returns, or the error of the staging. What `fun` raises, throws or
+  exits with reaches the caller. The copy is there as long as `fun` runs, and gone within a second after it,
+  unless something else keeps it.
+
+  It takes the options of `stage/2` but `:owner`: each call is an owner of its own.
+
+  ## Examples
+
+      iex> Codex.Files.temporary({:data, "some text"}, [name: "text.txt"], fn attachment ->
+      ...>   File.read!(attachment.path)
+      ...> end)
+      {:ok, "some text"}
+      iex> Codex.Files.temporary("no-such-file", fn attachment -> attachment end)
+      {:error, :enoent}
+
   """
   @spec temporary(source(), keyword(), (Attachment.t() -> result)) ::
           {:ok, result} | {:error, term()}
@@ -249,7 +292,19 @@ defmodule Codex.Files do
   end
 
   @doc """
-  Looks a staged attachment up by its id.
+  Looks a staged attachment up by its id, and renews nothing.
+
+  It is as `list_staged/1` has it, under the name it was first staged under. One whose file has gone is
+  not staged. Takes the option `:registry`, as `stage/2`.
+
+  ## Examples
+
+      iex> {:ok, attachment} = Codex.Files.stage({:data, "looked up"}, name: "up.txt")
+      iex> Codex.Files.fetch(attachment.id) == {:ok, attachment}
+      true
+      iex> Codex.Files.fetch("no such id")
+      {:error, :not_staged}
+
   """
   @spec fetch(String.t(), keyword()) :: {:ok, Attachment.t()} | {:error, term()}
   def fetch(id, opts \\ []) do
@@ -260,6 +315,20 @@ defmodule Codex.Files do
 
   @doc """
   Removes an attachment now, whoever keeps it.
+
+  It waits for work on the attachment that is under way. It fails as `force_cleanup/0` does if the file cannot be
+  removed, and with `:not_staged`. Takes the option `:registry`, as `stage/2`.
+
+  ## Examples
+
+      iex> {:ok, attachment} = Codex.Files.stage({:data, "gone"}, name: "gone.txt", persist: true)
+      iex> Codex.Files.unstage(attachment)
+      :ok
+      iex> File.exists?(attachment.path)
+      false
+      iex> Codex.Files.unstage(attachment)
+      {:error, :not_staged}
+
   """
   @spec unstage(Attachment.t() | String.t(), keyword()) :: :ok | {:error, term()}
   def unstage(attachment_or_id, opts \\ []) do
@@ -370,8 +439,10 @@ defmodule Codex.Files do
     * `:total_count`, `:total_bytes` - all of them
     * `:persistent_count`, `:persistent_bytes` - those staged with `persist: true`
     * `:expirable_count`, `:expirable_bytes` - the others, even if their TTL is `:infinity`
-    * `:next_expiry_at` - when the next one expires, a UTC `DateTime`, or `nil` if none will
-      before the year 10,000
+    * `:next_expiry_at` - when the next one without an owner expires, a UTC `DateTime`, or `nil` if none
+      will before the year 10,000
+    * `:owned_count` - those that have an owner
+    * `:max_bytes` - the budget, or `nil`
 
   ## Examples
 
