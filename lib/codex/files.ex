@@ -93,7 +93,6 @@ defmodule Codex.Files do
   alias Codex.Files.{
     Attachment,
     Config,
-    Dispatch,
     FileModuleRegistry,
     Native,
     NativeRegistry,
@@ -104,6 +103,9 @@ defmodule Codex.Files do
 
   @typedoc "What can be staged: a file, bytes that are in memory, or iodata that comes piece by piece."
   @type source() :: Path.t() | {:data, iodata()} | {:stream, Enumerable.t()}
+
+  @typedoc "A registry of this node: its name, as `Codex.Files.Registry.start_link/1` takes it, or its pid."
+  @type registry() :: GenServer.name() | pid()
 
   @doc """
   Returns the directory below which files are staged.
@@ -350,7 +352,7 @@ defmodule Codex.Files do
   @doc """
   Lists the staged attachments, in no particular order; `[]` if the registry cannot be had.
   """
-  @spec list_staged(Dispatch.registry()) :: [Attachment.t()]
+  @spec list_staged(registry()) :: [Attachment.t()]
   def list_staged(registry \\ Registry) do
     case list_staged_result(registry) do
       {:ok, attachments} -> attachments
@@ -368,7 +370,7 @@ defmodule Codex.Files do
       true
 
   """
-  @spec list_staged_result(Dispatch.registry()) :: {:ok, [Attachment.t()]} | {:error, term()}
+  @spec list_staged_result(registry()) :: {:ok, [Attachment.t()]} | {:error, term()}
   def list_staged_result(registry \\ Registry) do
     listed = with_registry(registry, &NativeRegistry.list/1, by_call(:list))
     with attachments when is_list(attachments) <- listed, do: {:ok, attachments}
@@ -391,7 +393,7 @@ defmodule Codex.Files do
       false
 
   """
-  @spec force_cleanup(Dispatch.registry()) :: :ok | {:error, term()}
+  @spec force_cleanup(registry()) :: :ok | {:error, term()}
   def force_cleanup(registry \\ Registry),
     do: with_registry(registry, &NativeRegistry.force_cleanup/1, by_call(:force_cleanup))
 
@@ -417,7 +419,7 @@ defmodule Codex.Files do
       false
 
   """
-  @spec reset!(Dispatch.registry()) :: :ok | {:error, term()}
+  @spec reset!(registry()) :: :ok | {:error, term()}
   def reset!(registry \\ Registry) do
     # Only once the registry is there: as the system stops, the look for the default directory raises.
     with_registry(
@@ -451,7 +453,7 @@ defmodule Codex.Files do
       true
 
   """
-  @spec metrics(Dispatch.registry()) :: map() | {:error, term()}
+  @spec metrics(registry()) :: map() | {:error, term()}
   def metrics(registry \\ Registry),
     do: with_registry(registry, &NativeRegistry.metrics/1, by_call(:metrics))
 

@@ -122,9 +122,44 @@ defmodule Codex.Files.TypedHost do
     with :ok <- Registry.force_cleanup(), do: Registry.reset(dir)
   end
 
+  # Registries of its own
+
+  @spec tenants(Path.t()) :: [Supervisor.child_spec() | {module(), keyword()}]
+  def tenants(dir) do
+    via = {:via, Elixir.Registry, {__MODULE__.Names, "tenant"}}
+
+    [
+      {Registry, name: __MODULE__.Uploads, staging_dir: dir, ttl_ms: 60_000, max_bytes: 1_000},
+      {Registry, name: via, manifest_table: :a_table, ttl_ms: :infinity, when_full: :evict},
+      Registry.child_spec(name: {:global, :reports}, manifest_table: :reports, max_bytes: nil)
+    ]
+  end
+
+  @spec of_tenant(Codex.Files.registry(), Path.t()) :: {:ok, non_neg_integer()} | {:error, term()}
+  def of_tenant(registry, path) do
+    with {:ok, attachment} <- Codex.Files.stage(path, registry: registry, owner: self()),
+         {:ok, %Attachment{}} <- Codex.Files.fetch(attachment.id, registry: registry),
+         {:ok, size} <- Codex.Files.temporary(path, [registry: registry], & &1.size),
+         :ok <- Codex.Files.release(attachment, registry: registry),
+         :ok <- Codex.Files.unstage(attachment.id, registry: registry),
+         {:ok, _attachments} <- Codex.Files.list_staged_result(registry),
+         :ok <- Codex.Files.force_cleanup(registry),
+         :ok <- Codex.Files.reset!(registry) do
+      [] = Codex.Files.list_staged(registry)
+      %{total_count: 0} = Codex.Files.metrics(registry)
+      {:ok, size}
+    end
+  end
+
+  @spec every_tenant(Path.t()) :: [{:ok, non_neg_integer()} | {:error, term()}]
+  def every_tenant(path) do
+    via = {:via, Elixir.Registry, {__MODULE__.Names, "tenant"}}
+    for it <- [__MODULE__.Uploads, via, {:global, :reports}, self()], do: of_tenant(it, path)
+  end
+
   @spec other() :: :ok
   def other do
-    {:ok, registry} = Registry.start_link(name: __MODULE__.Registry, manifest_table: :other)
+    {:ok, registry} = Registry.start_link(name: __MODULE__.Registry)
     [] = GenServer.call(registry, :list)
     GenServer.stop(registry)
   end

@@ -7,15 +7,12 @@ defmodule Codex.Files.Dispatch do
 
   alias Codex.Files.{Config, FileModuleRegistry, NativeRegistry, Options, Registry}
 
-  @typedoc "A name as `Codex.Files.Registry.start_link/1` takes it, or a pid of this node."
-  @type registry :: GenServer.name() | pid()
-
   @doc """
   Calls `by_handle` with a registry that does its own file operations, and `by_call` with the pid and the
   options of one that has a file module.
   """
   @spec with_registry(
-          registry() | term(),
+          Codex.Files.registry() | term(),
           (NativeRegistry.t() -> result),
           ({pid(), Config.own()} -> result)
         ) :: result | {:error, term()}
