@@ -347,6 +347,8 @@ defmodule Codex.FilesTest do
     test "fails the start of the registry, if it is used there", %{source: source} do
       for {key, values} <- [
             attachment_cleanup_interval_ms: [0, -1, :never, "1000"],
+            attachment_max_bytes: [0, -1, 1.5, "1000", :infinity, 0x1_0000_0000_0000_0000],
+            attachment_when_full: [:drop, "evict", true],
             attachment_recognise_unchanged: ["true", 1, :no]
           ],
           value <- values do
@@ -359,6 +361,16 @@ defmodule Codex.FilesTest do
         assert {:ok, _attachment} = Codex.Files.stage(source)
         stop_default_registry()
       end
+
+      # An option of the registry goes before it.
+      configure(:attachment_max_bytes, 0)
+      configure(:attachment_cleanup_interval_ms, 0)
+      opts = [name: :a_registry, max_bytes: 10, cleanup_interval_ms: 60_000]
+      {:ok, registry} = Registry.start_link(opts)
+      assert {:ok, _attachment} = Codex.Files.stage(source, registry: registry)
+      assert Codex.Files.metrics(registry).max_bytes == 10
+      :ok = GenServer.stop(registry)
+      for key <- [:attachment_max_bytes, :attachment_cleanup_interval_ms], do: unconfigure(key)
 
       # It is read at each use.
       configure(:staging_dir, :oops)

@@ -145,11 +145,12 @@ defmodule Codex.Files.ErrorMessage do
   defp expected(key) when key in [:ttl_ms, :attachment_ttl_ms],
     do: ":infinity or a number of milliseconds from 0 to 2^64 - 1"
 
-  defp expected(key) when key in [:max_bytes, :attachment_max_bytes],
-    do: "nil or a number of bytes from 1 to 2^64 - 1, with a file module absent"
+  defp expected(:attachment_max_bytes), do: "nil or a number of bytes from 1 to 2^64 - 1"
+  defp expected(:attachment_when_full), do: ":refuse or :evict"
 
-  defp expected(key) when key in [:when_full, :attachment_when_full],
-    do: ":refuse or :evict, with a file module absent"
+  # There is no budget then, whatever the value.
+  defp expected(key) when key in [:max_bytes, :when_full],
+    do: expected(:"attachment_#{key}") <> ", with a file module absent"
 
   defp expected(:registry),
     do: "the name or the pid of a registry of this node"
