@@ -220,6 +220,22 @@ fn p22_a_large_file_that_is_known_needs_no_room_even_if_it_is_not_recognised() {
 }
 
 #[test]
+fn p22_nothing_is_evicted_for_a_large_file_that_turns_out_to_be_known() {
+    let mut lab = lab(2 * LARGE as u64, WhenFull::Evict);
+    lab.retention = for_ms(DAY);
+    let two = [1, 2].map(|seed| staged(stage(&lab, seed, LARGE)));
+    known(lab.stage_file(&lab.source("another", &content(LARGE, 2))));
+    assert!(two.iter().all(is_there));
+    // One that has been lost takes over its own bytes.
+    fs::remove_dir_all(two[1].file.path.parent().unwrap()).unwrap();
+    copied(lab.stage_file(&lab.source("once more", &content(LARGE, 2))));
+    assert!(is_there(&two[0]));
+    // What is new needs room.
+    copied(lab.stage_file(&lab.source("new", &content(LARGE, 3))));
+    assert!(!is_there(&two[0]));
+}
+
+#[test]
 fn p22_a_smaller_budget_evicts_nothing_by_itself() {
     let lab = lab(10 * SMALL as u64, WhenFull::Evict);
     let three = [1, 2, 3].map(|seed| staged(stage(&lab, seed, SMALL)));

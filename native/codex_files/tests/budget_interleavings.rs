@@ -160,7 +160,8 @@ impl World {
             let mut written = None;
             if when == Known::After && lost.is_none() {
                 let remove = |why, removals| self.remove(why, removals);
-                let (reservation, _) = reserve_in(&self.manifest, size, None, remove)?;
+                let (reservation, _) =
+                    reserve_in(&self.manifest, size, None, WhenFull::Evict, remove)?;
                 written = Some((self.write(key, size), reservation));
             }
             let give_up = |written: Option<(Staged, _)>| {
@@ -196,8 +197,13 @@ impl World {
                         None => {
                             let remove = |why, removals| self.remove(why, removals);
                             let replaces = staging.replaces().cloned();
-                            let reserved =
-                                reserve_in(&self.manifest, size, replaces.as_ref(), remove);
+                            let reserved = reserve_in(
+                                &self.manifest,
+                                size,
+                                replaces.as_ref(),
+                                WhenFull::Evict,
+                                remove,
+                            );
                             match reserved {
                                 Ok((reservation, _)) => (self.write(key, size), reservation),
                                 Err(error) => {
@@ -220,7 +226,9 @@ impl World {
     /// Begins to stage, and dies before the commit.
     fn die(&self, key: &str) {
         let remove = |why, removals| self.remove(why, removals);
-        if let Ok((reservation, _)) = reserve_in(&self.manifest, SIZE, None, remove) {
+        if let Ok((reservation, _)) =
+            reserve_in(&self.manifest, SIZE, None, WhenFull::Evict, remove)
+        {
             let file = self.write(key, SIZE);
             self.unlink(file.number).unwrap();
             drop(reservation);
@@ -259,7 +267,9 @@ impl World {
         self.manifest.set_budget(budget);
         let reserve = |bytes| {
             let mut cursor = ExpiryCursor::start();
-            self.manifest.reserve(bytes, None, Now::read(), &mut cursor)
+            let at_most = WhenFull::Evict;
+            self.manifest
+                .reserve(bytes, None, at_most, Now::read(), &mut cursor)
         };
         assert!(matches!(reserve(left), Ok(Room::Reserved { .. })));
         assert!(matches!(reserve(left + 1), Err(Error::OverBudget { .. })));

@@ -1,7 +1,7 @@
 //! The budget: how many bytes may be stored, and how many are.
 
 /// What becomes of a staging for which there is no room.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WhenFull {
     /// It fails.
     #[default]

@@ -17,7 +17,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use self::attachment::{Attachment, EntryId, File};
-use self::budget::Budget;
+use self::budget::{Budget, WhenFull};
 use self::slots::Slots;
 use self::state::{Due, Entry, Out, OwnedEntry, Shared, State, Waits};
 use self::waiting::{Outcome, Waiter};
@@ -164,7 +164,7 @@ impl<F: File> Manifest<F> {
     /// Reserves bytes of the budget, `now`, for a file that is to be written. It takes over those of the
     /// `lost` one, for which the caller has the ticket. If there is no room the caller has to make some,
     /// and to ask again with the same `cursor`: it moves past what was to go, so that one whose removal
-    /// fails is not met again.
+    /// fails is not met again. `at_most` is the most that may be done to make it, whatever the budget says.
     ///
     /// # Errors
     /// [`Error::OverBudget`], and nothing is to go; [`Error::Stopped`].
@@ -172,6 +172,7 @@ impl<F: File> Manifest<F> {
         &self,
         bytes: u64,
         lost: Option<&F>,
+        at_most: WhenFull,
         now: Now,
         cursor: &mut ExpiryCursor,
     ) -> Result<Room<F>> {
@@ -189,7 +190,8 @@ impl<F: File> Manifest<F> {
                 took_over: more < bytes && state.budget.max_bytes.is_some(),
             });
         };
-        let Some(victims) = state.victims(cursor.0, lacking, now) else {
+        let when_full = state.budget.when_full.min(at_most);
+        let Some(victims) = state.victims(cursor.0, lacking, when_full, now) else {
             let max_bytes = state.budget.max_bytes.unwrap_or(u64::MAX);
             return Err(Error::OverBudget {
                 size: bytes,

@@ -379,8 +379,14 @@ impl<F: File> State<F> {
     }
 
     /// What is to go, after `from`, so that `lacking` bytes are there; `None` if what may go does not do.
-    pub(super) fn victims(&self, from: Bound<Due>, lacking: u128, now: Now) -> Option<Victims<F>> {
-        let until = match self.budget.when_full {
+    pub(super) fn victims(
+        &self,
+        from: Bound<Due>,
+        lacking: u128,
+        when_full: WhenFull,
+        now: Now,
+    ) -> Option<Victims<F>> {
+        let until = match when_full {
             WhenFull::Evict if self.usage.evictable < lacking => return None,
             WhenFull::Evict => Deadline::NEVER,
             WhenFull::Refuse => Deadline(now.monotonic_ns),

@@ -4,10 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use super::remove::{forget_removed, remove_from};
-use super::{Registry, Report, Reservation, StagedFile, Why};
+use super::{Registry, Report, Reservation, StagedFile, Staging, Why};
 use crate::disk::source::Source;
 use crate::error::{Error, Result};
 use crate::manifest::attachment::File;
+use crate::manifest::budget::WhenFull;
 use crate::manifest::{self, ExpiryCursor, Manifest, Removal, Room};
 use crate::time::Now;
 
@@ -21,6 +22,15 @@ pub(super) fn reserve(
     bytes: u64,
     lost: Option<&Arc<StagedFile>>,
 ) -> Result<Reservation> {
+    reserve_at_most(registry, bytes, lost, WhenFull::Evict)
+}
+
+fn reserve_at_most(
+    registry: &Registry,
+    bytes: u64,
+    lost: Option<&Arc<StagedFile>>,
+    at_most: WhenFull,
+) -> Result<Reservation> {
     let remove = |why, removals: Vec<_>| {
         let mut report = Report::default();
         for removal in removals {
@@ -29,7 +39,7 @@ pub(super) fn reserve(
         registry.tell_removed(why, report);
         forget_removed(registry);
     };
-    let (reservation, took_over) = reserve_in(&registry.manifest, bytes, lost, remove)?;
+    let (reservation, took_over) = reserve_in(&registry.manifest, bytes, lost, at_most, remove)?;
     if let Some(lost) = lost.filter(|_| took_over) {
         lost.clear_away();
     }
@@ -45,11 +55,12 @@ pub fn reserve_in<F: File>(
     manifest: &Manifest<F>,
     bytes: u64,
     lost: Option<&F>,
+    at_most: WhenFull,
     remove: impl Fn(Why, Vec<Removal<F>>),
 ) -> Result<(manifest::Reservation<F>, bool)> {
     let mut cursor = ExpiryCursor::start();
     loop {
-        match manifest.reserve(bytes, lost, Now::read(), &mut cursor)? {
+        match manifest.reserve(bytes, lost, at_most, Now::read(), &mut cursor)? {
             Room::Reserved {
                 reservation,
                 took_over,
@@ -70,8 +81,17 @@ pub fn reserve_in<F: File>(
 /// # Errors
 /// As [`reserve`], of all of it.
 pub(super) fn grow(registry: &Registry, reservation: &mut Reservation, more: u64) -> Result<()> {
+    grow_at_most(registry, reservation, more, WhenFull::Evict)
+}
+
+fn grow_at_most(
+    registry: &Registry,
+    reservation: &mut Reservation,
+    more: u64,
+    at_most: WhenFull,
+) -> Result<()> {
     let before = reservation.bytes();
-    let added = reserve(registry, more, None).map_err(|error| match error {
+    let added = reserve_at_most(registry, more, None, at_most).map_err(|error| match error {
         Error::OverBudget { size, max_bytes } => Error::OverBudget {
             size: size.saturating_add(before),
             max_bytes,
@@ -89,20 +109,28 @@ pub(super) struct ForSource<'a> {
     reservation: RefCell<Reservation>,
     /// Bytes, those of a lost file included.
     covered: Cell<u64>,
+    at_most: WhenFull,
 }
 
 impl<'a> ForSource<'a> {
-    /// As [`reserve`].
+    /// As [`reserve`]. Without a ticket, the content may yet turn out to be known: nothing is evicted
+    /// for that.
     pub(super) fn reserve(
         registry: &'a Registry,
         source: &Source<'_>,
-        lost: Option<&Arc<StagedFile>>,
+        staging: Option<&Staging>,
     ) -> Result<Self> {
         let covered = source.size();
+        let lost = staging.and_then(Staging::replaces);
+        let at_most = match staging {
+            Some(_) => WhenFull::Evict,
+            None => WhenFull::Refuse,
+        };
         Ok(Self {
             registry,
-            reservation: RefCell::new(reserve(registry, covered, lost)?),
+            reservation: RefCell::new(reserve_at_most(registry, covered, lost, at_most)?),
             covered: Cell::new(covered),
+            at_most,
         })
     }
 
@@ -110,7 +138,8 @@ impl<'a> ForSource<'a> {
     pub(super) fn cover(&self, bytes: u64) -> Result<()> {
         let more = bytes.saturating_sub(self.covered.get());
         if more > 0 {
-            grow(self.registry, &mut self.reservation.borrow_mut(), more)?;
+            let mut reservation = self.reservation.borrow_mut();
+            grow_at_most(self.registry, &mut reservation, more, self.at_most)?;
             self.covered.set(bytes);
         }
         Ok(())

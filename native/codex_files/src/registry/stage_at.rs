@@ -109,7 +109,7 @@ fn put_in_place(
 ) -> Outcome {
     let copied = source.and_then(|source| {
         let work = registry.work()?;
-        let room = ForSource::reserve(registry, &source, staging.replaces())?;
+        let room = ForSource::reserve(registry, &source, Some(&staging))?;
         let file = copy(registry, request, &source, &staging, &room)?;
         Ok((file, room.into_reservation(), work))
     });

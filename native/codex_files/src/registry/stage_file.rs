@@ -190,10 +190,8 @@ fn copy_large(
             let checksum = checksum::key(&content.digest);
             match admit(registry, &checksum, ask, || hand_over(waiter))? {
                 Admitted::Lead(lead) => {
-                    // Of a lost file's bytes it was not known that they are to be had.
-                    if lead.replaces().is_some() && lack_of_room.as_ref().is_some_and(over_budget) {
-                        lack_of_room = None;
-                    }
+                    // The bytes of a lost file may be had now, and those of what may be evicted.
+                    lack_of_room = lack_of_room.filter(|lack| !is_over_budget(lack));
                     staging = Some(lead);
                 }
                 Admitted::Waiting => return Ok(Outcome::Retry),
@@ -230,7 +228,7 @@ fn copy_large(
     }
 }
 
-fn over_budget<T>((error, _): &(Error, T)) -> bool {
+fn is_over_budget<T>((error, _): &(Error, T)) -> bool {
     matches!(error, Error::OverBudget { .. })
 }
 
@@ -243,8 +241,7 @@ fn copy_once(
     staging: &mut Option<Staging>,
     waiter: &mut Option<Waiter>,
 ) -> Result<Outcome> {
-    let lost = staging.as_ref().and_then(Staging::replaces);
-    let room = ForSource::reserve(registry, source, lost)?;
+    let room = ForSource::reserve(registry, source, staging.as_ref())?;
     let copied = registry.areas.with_area(ask.staging_dir, |area| {
         let scratch = scratch::numbered(area, staged_mode(ask.want.executable))?;
         let content = scratch.fill(source, &|bytes| room.cover(bytes))?;
