@@ -28,7 +28,7 @@ defmodule Codex.Files.P07LeftoversTest do
   describe "nothing is left" do
     test "by a cleanup", %{folder: folder, staging_dir: staging_dir} do
       stage(folder, for(n <- 1..50, do: "#{n}"), ttl_ms: 0)
-      large = sparse_file(folder, "source/large", 1_000_000)
+      large = large_file(folder, "source/large", 1_000_000)
       {:ok, _attachment} = Codex.Files.stage(large, ttl_ms: 0)
       assert Codex.Files.force_cleanup() == :ok
       assert leftovers(staging_dir) == []

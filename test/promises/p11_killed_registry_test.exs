@@ -120,8 +120,7 @@ defmodule Codex.Files.P11KilledRegistryTest do
     end
 
     test "answers those whose copy it stops", %{folder: folder} do
-      sources =
-        for number <- 1..6, do: sparse_file(folder, "large #{number}", 30_000_000 + number)
+      sources = for number <- 1..6, do: large_file(folder, "large #{number}", 30_000_000 + number)
 
       {:ok, _registry} = Registry.ensure_started()
       tasks = for source <- sources, do: Task.async(fn -> Codex.Files.stage(source) end)
@@ -168,7 +167,7 @@ defmodule Codex.Files.P11KilledRegistryTest do
 
   test "a caller that has got an exit gets no answer from the work that goes on", context do
     {:ok, registry} = Registry.ensure_started()
-    large = sparse_file(context.folder, "large", 200_000_000)
+    large = large_file(context.folder, "large", 200_000_000)
     opts = stage_opts(large, destination_path: Path.join(context.folder, "copy"))
 
     call = fn -> or_exit(fn -> GenServer.call(registry, {:stage, opts}, :infinity) end) end

@@ -115,7 +115,7 @@ defmodule Codex.Files.P12NoTimeLimitTest do
     [one, two, three, four, five] =
       for name <- ~w(one two three four five), do: write(folder, "source/#{name}", name)
 
-    large = sparse_file(folder, "source/large", 1_000_000)
+    large = large_file(folder, "source/large", 1_000_000)
     [four, five] = for source <- [four, five], do: Macro.escape(stage_opts(source))
 
     {waiting, results} =

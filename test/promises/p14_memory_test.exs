@@ -30,7 +30,7 @@ defmodule Codex.Files.P14MemoryTest do
 
   test "staging 256 MiB needs at most 16 MiB, new, known, and under a checksum", context do
     %{vm: vm, idle: idle, folder: folder} = context
-    large = sparse_file(folder, "large", 256 * @mib)
+    large = large_file(folder, "large", 256 * @mib)
     checksum = "a6d72ac7690f53be6ae46ba88506bd97302a093f7108472bd9efc3cefda06484"
 
     for _ <- 1..2 do
@@ -57,7 +57,7 @@ defmodule Codex.Files.P14MemoryTest do
 
   test "staging eight files of 32 MiB at once needs at most 16 MiB", context do
     %{vm: vm, idle: idle, folder: folder} = context
-    sources = for n <- 1..8, do: sparse_file(folder, "large #{n}", 32 * @mib + n)
+    sources = for n <- 1..8, do: large_file(folder, "large #{n}", 32 * @mib + n)
 
     staged =
       ChildVM.eval(

@@ -120,7 +120,7 @@ defmodule Codex.Files.P15BigCopiesTest do
 
   defp copy_on(folder, n, number, stage, finished, stop) do
     # Each is of another size, so none is known.
-    assert {:ok, %{path: _}} = stage.(sparse_file(folder, "large #{n}", @size + number))
+    assert {:ok, %{path: _}} = stage.(large_file(folder, "large #{n}", @size + number))
     :counters.add(finished, 1, 1)
     if :atomics.get(stop, 1) == 0, do: copy_on(folder, n, number + @copies, stage, finished, stop)
   end

@@ -272,7 +272,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
 
     test "go on with a copy whose caller is gone, for those who wait for it", context do
       %{handle: handle, nifs: nifs, folder: folder} = context
-      large = sparse_file(folder, "large", 200_000_000)
+      large = large_file(folder, "large", 200_000_000)
       args = List.replace_at(nifs[:stage_at], 2, stage_opts(large, checksum: "abandoned"))
       test = self()
 
@@ -323,7 +323,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
   end
 
   test "callers that are killed in the middle of a copy harm nobody", context do
-    sources = for n <- 1..4, do: sparse_file(context.folder, "large #{n}", 20_000_000 + n)
+    sources = for n <- 1..4, do: large_file(context.folder, "large #{n}", 20_000_000 + n)
 
     for _ <- 1..10 do
       callers = for source <- sources, _ <- 1..3, do: spawn(fn -> Codex.Files.stage(source) end)

@@ -127,15 +127,30 @@ defmodule Codex.Files.StagingCase do
     path
   end
 
-  @doc "Makes a file of `size` bytes that are all zero and take no room on the disk."
-  def sparse_file(folder, name, size) do
+  @doc "Makes a file of `size` bytes that are all zero, at once."
+  def large_file(folder, name, size) do
+    # Where room can be had without writing, it has no holes: those would not be copied.
+    file_of_size(folder, name, size, &:file.allocate(&1, 0, size))
+  end
+
+  @doc "Makes a file of `size` bytes that is a hole: it takes no room on the disk, and reads as zeros."
+  def sparse_file(folder, name, size), do: file_of_size(folder, name, size, fn _file -> :ok end)
+
+  defp file_of_size(folder, name, size, allocate) do
     path = Path.join(folder, name)
-    File.mkdir_p!(folder)
+    File.mkdir_p!(Path.dirname(path))
     {:ok, file} = :file.open(path, [:write, :raw])
+    _ = allocate.(file)
     {:ok, _position} = :file.position(file, size)
     :ok = :file.truncate(file)
     :ok = :file.close(file)
     path
+  end
+
+  @doc "How many bytes of the disk a file takes."
+  def room(path) do
+    [blocks, size] = sh!("stat", ["--format=%b %B", path]) |> String.split()
+    String.to_integer(blocks) * String.to_integer(size)
   end
 
   @doc "The lower-case hexadecimal SHA-256 digest of `content`."

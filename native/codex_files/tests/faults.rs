@@ -11,6 +11,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -102,7 +103,12 @@ enum Before {
     LostUnderAnotherName,
 }
 
-const SCENES: [Scene; 18] = [
+/// Data between holes, of which each is more than a small file has.
+const SPARSE: usize = 2 * LARGE + BLOCK;
+
+const BLOCK: usize = 4096;
+
+const SCENES: [Scene; 20] = [
     scene("first", SMALL, To::Area, Before::Nothing),
     scene("small", SMALL, To::Area, Before::Another),
     scene("known", SMALL, To::Area, Before::Staged),
@@ -126,6 +132,8 @@ const SCENES: [Scene; 18] = [
     data("data-large-first", LARGE, Before::Nothing),
     data("data-large-known", LARGE, Before::Staged),
     data("data-large-lost", LARGE, Before::Lost),
+    scene("sparse", SPARSE, To::Area, Before::Another),
+    scene("elsewhere-sparse", SPARSE, To::Elsewhere, Before::Another),
 ];
 
 const fn data(name: &'static str, size: usize, before: Before) -> Scene {
@@ -149,10 +157,14 @@ impl Scene {
     fn content(&self) -> &'static [u8] {
         static SMALL_CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
         static LARGE_CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
-        if self.size == SMALL {
-            SMALL_CONTENT.get_or_init(|| content(SMALL, 7))
-        } else {
-            LARGE_CONTENT.get_or_init(|| content(LARGE, 7))
+        static SPARSE_CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
+        match self.size {
+            SMALL => SMALL_CONTENT.get_or_init(|| content(SMALL, 7)),
+            LARGE => LARGE_CONTENT.get_or_init(|| content(LARGE, 7)),
+            _ => SPARSE_CONTENT.get_or_init(|| {
+                let (hole, data) = (vec![0; LARGE], content(BLOCK, 7));
+                [&hole[..], &data, &hole].concat()
+            }),
         }
     }
 
@@ -165,7 +177,7 @@ impl Scene {
     /// There may be room when others have ended.
     fn tries_again_after(&self, errno: Errno) -> bool {
         let copies = self.from == From::File && self.to == To::Area;
-        self.size == LARGE && copies && errno == Errno::ENOSPC
+        self.size != SMALL && copies && errno == Errno::ENOSPC
     }
 
     fn destination(&self, lab: &Lab) -> PathBuf {
@@ -174,7 +186,13 @@ impl Scene {
 
     /// What is there before the faults begin.
     fn set(&self, lab: &Lab) {
-        lab.source("source", self.content());
+        let source = lab.source("source", self.content());
+        if self.size == SPARSE {
+            let file = fs::File::create(source).unwrap();
+            file.set_len(SPARSE as u64).unwrap();
+            let data = &self.content()[LARGE..LARGE + BLOCK];
+            file.write_all_at(data, LARGE as u64).unwrap();
+        }
         if self.before == Before::Another {
             let other = lab.source("other", b"another content");
             staged(lab.stage_file(&other));
@@ -350,7 +368,7 @@ fn p4_whichever_call_of_a_staging_fails_nothing_in_part_is_left() {
                         Ok(()) => assert!(
                             call.contains("stat")
                                 || ["openat2", "unlink", "rmdir"].contains(&call)
-                                || call == "clone"
+                                || ["clone", "seek_data", "seek_hole"].contains(&call)
                                 || (times == 1 && scene.tries_again_after(errno))
                                 || (call == "link" && errno == Errno::EXDEV)
                                 || (call == "copy_file_range"
@@ -408,6 +426,20 @@ fn p20_known_bytes_write_nothing() {
         if scene.from == From::Data && scene.before == Before::Staged {
             assert_eq!(scene.calls(), ["lstat"], "{}", scene.name);
         }
+    }
+}
+
+/// What is in a hole is known.
+#[test]
+fn p24_holes_are_neither_read_nor_written() {
+    let _alone = alone();
+    for scene in SCENES.iter().filter(|scene| scene.size == SPARSE) {
+        let calls = scene.calls();
+        let of = |names: &[&str]| calls.iter().filter(|call| names.contains(call)).count();
+        // What stands around the data in its page, and that there is no more of it.
+        assert!(of(&["read", "pread"]) <= 2, "{}: {calls:?}", scene.name);
+        let written = of(&["copy_file_range", "write"]);
+        assert!(written <= 1, "{}: {calls:?}", scene.name);
     }
 }
 

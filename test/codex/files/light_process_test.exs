@@ -46,7 +46,7 @@ defmodule Codex.Files.LightProcessTest do
        context do
     {:ok, _registry} = Registry.ensure_started()
     # A thread stages it, and sends the answer.
-    source = sparse_file(context.folder, "large", 2_500_000)
+    source = large_file(context.folder, "large", 2_500_000)
     {:ok, _attachment} = Codex.Files.stage(source)
     for number <- 1..100_000, do: send(self(), number)
 

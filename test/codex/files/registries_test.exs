@@ -463,7 +463,7 @@ defmodule Codex.Files.RegistriesTest do
       @tag timeout: 120_000
       test "gives a result or an error, and never hangs", context do
         name = start_own(context.staging_dir, context.registry_opts)
-        large = sparse_file(context.folder, "large", 3_000_000)
+        large = large_file(context.folder, "large", 3_000_000)
         pid_of = fn -> pid(name) || self() end
 
         workers =

@@ -90,7 +90,7 @@ defmodule Codex.Files.TelemetryTest do
 
     test "says cached? false to one of many that stage the same", %{folder: folder} do
       for size <- [10, 1_000_000] do
-        source = sparse_file(folder, "source/#{size}", size)
+        source = large_file(folder, "source/#{size}", size)
 
         1..30
         |> Enum.map(fn _ -> Task.async(fn -> Codex.Files.stage(source) end) end)

@@ -10,6 +10,7 @@ pub mod file_id;
 pub(crate) mod link;
 mod names;
 pub(crate) mod purge;
+mod remaining;
 pub(crate) mod scratch;
 pub mod source;
 pub mod staged_file;

@@ -1,6 +1,7 @@
 //! Looking at a source, and reading it.
 
 use std::fs::File;
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::buffer::Buffer;
 use super::file_id::{Fingerprint, Stamp, check_type};
+use super::remaining::{Part, Remaining, zeros};
 use super::sys;
 use crate::bytes::PIECE;
 use crate::checksum::Content;
@@ -22,6 +24,22 @@ pub const INLINE_LIMIT: usize = 256 * 1024;
 
 /// One byte more than a small file has shows that one of unknown size is larger.
 pub(crate) const SMALL_BUFFER: usize = INLINE_LIMIT + 1;
+
+/// A piece of a content.
+pub(super) enum Piece<'a> {
+    Data(&'a [u8]),
+    /// Zeros that have not been read.
+    Hole(&'a [u8]),
+}
+
+impl Deref for Piece<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let (Self::Data(bytes) | Self::Hole(bytes)) = self;
+        bytes
+    }
+}
 
 /// A look at a source that does not open it: opening a device can move a tape.
 pub(crate) fn look(path: &Path) -> Result<FileStat> {
@@ -125,7 +143,7 @@ impl<'a> Source<'a> {
         if self.size() > INLINE_LIMIT as u64 {
             return Ok(None);
         }
-        let limit = Remaining::new(self).limit(buffer.len());
+        let limit = self.remaining().limit(buffer.len());
         let count = sys::read_full(&self.file, &mut buffer[..limit]).context("read", self.path)?;
         Ok((count <= INLINE_LIMIT).then_some(count))
     }
@@ -137,20 +155,27 @@ impl<'a> Source<'a> {
     }
 
     /// Reads the content, has `work` see each piece of it, and hashes that.
-    pub(super) fn hash_pieces(&self, mut work: impl FnMut(&[u8]) -> Result<()>) -> Result<Content> {
+    pub(super) fn hash_pieces(
+        &self,
+        mut work: impl FnMut(Piece<'_>) -> Result<()>,
+    ) -> Result<Content> {
         // The size of a file of `/proc` is not known, and said to be 0.
         let small = usize::try_from(self.size()).ok();
         let small = small.filter(|size| (1..=INLINE_LIMIT).contains(size));
         let mut buffer = Buffer::new(small.unwrap_or(PIECE));
         let mut hasher = Sha256::new();
-        let mut left = Remaining::new(self);
+        let mut left = self.remaining();
         loop {
             self.go_on()?;
-            let wanted = left.limit(buffer.len());
-            let count =
-                sys::read_full(&self.file, &mut buffer[..wanted]).context("read", self.path)?;
-            left.took(count);
-            let piece = &buffer[..count];
+            let piece = match left.next(buffer.len()).context("read", self.path)? {
+                Part::Hole(count) => Piece::Hole(zeros(count)),
+                Part::Data(count) => {
+                    let wanted = &mut buffer[..count];
+                    let count = sys::read_full(&self.file, wanted).context("read", self.path)?;
+                    Piece::Data(&buffer[..count])
+                }
+            };
+            left.took(piece.len());
             if piece.is_empty() {
                 return Ok(Content {
                     digest: hasher.finalize().into(),
@@ -159,49 +184,21 @@ impl<'a> Source<'a> {
             }
             // A small file need not wait for those that are hashed for long.
             let turn = small.is_none().then(turns::turn);
-            hasher.update(piece);
+            hasher.update(&*piece);
             drop(turn);
             work(piece)?;
         }
     }
-}
 
-/// How much of a source is still to be read. What is staged is the file as long as it was when it
-/// was opened, or shorter: a log that grows faster than it is copied would never end. The files of
-/// `/proc` have no size: they are read to their end, unless they turn out to grow.
-pub(super) struct Remaining<'a> {
-    source: &'a Source<'a>,
-    bytes: Option<u64>,
-    taken: u64,
-}
-
-impl<'a> Remaining<'a> {
-    pub(super) fn new(source: &'a Source<'a>) -> Self {
-        let size = source.size();
-        Self {
-            source,
-            bytes: (size > 0).then_some(size),
-            taken: 0,
-        }
+    /// All of it, which is still to be read.
+    pub(super) fn remaining(&self) -> Remaining<'_> {
+        Remaining::new(&self.file, self.size(), self.may_have_holes())
     }
 
-    /// How much to ask for at once, at most `wanted`.
-    pub(super) fn limit(&mut self, wanted: usize) -> usize {
-        if self.bytes.is_none() && self.taken > 0 {
-            let size = sys::fstat(&self.source.file).map_or(0, |stat| Stamp::of(&stat).size());
-            self.bytes = (size > 0).then(|| size.saturating_sub(self.taken));
-        }
-        match self.bytes {
-            Some(bytes) => usize::try_from(bytes).map_or(wanted, |bytes| bytes.min(wanted)),
-            None => wanted,
-        }
-    }
-
-    pub(super) fn took(&mut self, count: usize) {
-        self.taken += count as u64;
-        if let Some(bytes) = self.bytes.as_mut() {
-            *bytes = bytes.saturating_sub(count as u64);
-        }
+    /// Whether it is worth the while to look for holes: it takes less room than it would without.
+    fn may_have_holes(&self) -> bool {
+        let stored = u64::try_from(self.stat.st_blocks).map_or(0, |blocks| blocks * 512);
+        self.size() > INLINE_LIMIT as u64 && stored < self.size() && sys::tells_holes(&self.file)
     }
 }
 

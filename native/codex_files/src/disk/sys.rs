@@ -229,9 +229,43 @@ pub(crate) fn truncate(file: &File, size: u64) -> Result<()> {
 }
 
 pub(crate) fn rewind(file: &File) -> Result<()> {
-    call("lseek", || {
-        unistd::lseek(file, 0, unistd::Whence::SeekSet).map(drop)
-    })
+    seek(file, 0)
+}
+
+/// Has a file stand at a position.
+pub(crate) fn seek(file: &File, position: u64) -> Result<()> {
+    lseek("lseek", file, position, unistd::Whence::SeekSet).map(drop)
+}
+
+/// Where the next data is, from a position on; `None` if there is none. Moves the file's own.
+#[cfg(target_os = "linux")]
+pub(crate) fn next_data(file: &File, from: u64) -> Result<Option<u64>> {
+    match lseek("seek_data", file, from, unistd::Whence::SeekData) {
+        Err(Errno::ENXIO) => Ok(None),
+        data => data.map(Some),
+    }
+}
+
+/// Where the next hole is, from a position on. Every file ends with one. Moves the file's own.
+#[cfg(target_os = "linux")]
+pub(crate) fn next_hole(file: &File, from: u64) -> Result<u64> {
+    lseek("seek_hole", file, from, unistd::Whence::SeekHole)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn next_data(_file: &File, _from: u64) -> Result<Option<u64>> {
+    Err(Errno::EINVAL)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn next_hole(_file: &File, _from: u64) -> Result<u64> {
+    Err(Errno::EINVAL)
+}
+
+fn lseek(name: &'static str, file: &File, position: u64, whence: unistd::Whence) -> Result<u64> {
+    let position = i64::try_from(position).map_err(|_| Errno::EOVERFLOW)?;
+    let there = call(name, || unistd::lseek(file, position, whence))?;
+    u64::try_from(there).map_err(|_| Errno::EOVERFLOW)
 }
 
 /// Reads until `buffer` is full or the file ends; the number of bytes read.
@@ -296,6 +330,12 @@ pub(crate) fn keeps_times(file: impl AsFd) -> bool {
     file_system::of(file).is_some_and(|kind| file_system::KEEPING_TIMES.contains(&kind))
 }
 
+/// Whether a file system says where a file has holes, and says so of what has just been written too. `false`
+/// where that is not known: a file that has been told to be a hole where it is none would be staged as zeros.
+pub(crate) fn tells_holes(file: impl AsFd) -> bool {
+    file_system::of(file).is_some_and(|kind| file_system::TELLING_HOLES.contains(&kind))
+}
+
 /// Whether a directory is on a file system of this machine, where a look-up does not wait for a
 /// network or for another program. That says nothing of its times.
 pub(crate) fn is_local(dir: impl AsFd) -> bool {
@@ -321,6 +361,15 @@ mod file_system {
         statfs::F2FS_SUPER_MAGIC,
         BCACHEFS_SUPER_MAGIC,
         ZFS_SUPER_MAGIC,
+        statfs::TMPFS_MAGIC,
+        statfs::OVERLAYFS_SUPER_MAGIC,
+    ];
+
+    /// ZFS is not among them: some of its versions take for a hole what is not on the disk yet.
+    pub(super) const TELLING_HOLES: [FsType; 5] = [
+        statfs::EXT4_SUPER_MAGIC,
+        statfs::XFS_SUPER_MAGIC,
+        statfs::BTRFS_SUPER_MAGIC,
         statfs::TMPFS_MAGIC,
         statfs::OVERLAYFS_SUPER_MAGIC,
     ];
@@ -361,6 +410,7 @@ mod file_system {
 
     pub(super) const KEEPING_TIMES: [(); 0] = [];
     pub(super) const OTHER_LOCAL: [(); 0] = [];
+    pub(super) const TELLING_HOLES: [(); 0] = [];
 
     pub(super) fn of(_file: impl AsFd) -> Option<()> {
         None
