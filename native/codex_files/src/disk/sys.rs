@@ -356,7 +356,7 @@ mod file_system {
     pub(super) const KEEPING_TIMES: [FsType; 8] = [
         // Of ext2 and ext3 too.
         statfs::EXT4_SUPER_MAGIC,
-        statfs::XFS_SUPER_MAGIC,
+        XFS_SUPER_MAGIC,
         statfs::BTRFS_SUPER_MAGIC,
         statfs::F2FS_SUPER_MAGIC,
         BCACHEFS_SUPER_MAGIC,
@@ -386,6 +386,8 @@ mod file_system {
     const EXFAT_SUPER_MAGIC: FsType = magic(0x2011_bab0);
     const NTFS3_SUPER_MAGIC: FsType = magic(0x7366_746e);
     const RAMFS_MAGIC: FsType = magic(0x8584_58f6);
+    // nix does not have it for musl.
+    const XFS_SUPER_MAGIC: FsType = magic(0x5846_5342);
     const ZFS_SUPER_MAGIC: FsType = magic(0x2fc1_2fc1);
 
     #[allow(
