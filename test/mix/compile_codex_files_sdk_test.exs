@@ -103,7 +103,7 @@ defmodule Mix.Tasks.Compile.CodexFilesSdkTest do
   # The library is not what is tested here: a file will do.
   defp env(project) do
     path = Path.join(project, "prebuilt")
-    File.write!(path, "prebuilt")
+    File.write!(path, elf("prebuilt"))
     [{"CODEX_FILES_NIF", path}]
   end
 

@@ -256,13 +256,13 @@ defmodule Mix.Tasks.Compile.CodexFilesTest do
     setup :alone
 
     test "is installed, without cargo", context do
-      write(context.folder, %{"prebuilt" => "prebuilt"})
+      write(context.folder, %{"prebuilt" => elf("prebuilt")})
       prebuilt = Path.join(context.folder, "prebuilt")
       File.chmod!(prebuilt, 0o400)
       env = [{"CODEX_FILES_NIF", prebuilt}, no_cargo()]
 
       mix!(context.project, ["compile"], env)
-      assert File.read!(installed(context.project)) == "prebuilt"
+      assert File.read!(installed(context.project)) == elf("prebuilt")
       # Whoever runs a release is often not the one who has built it.
       assert Bitwise.band(File.stat!(installed(context.project)).mode, 0o777) == 0o755
       refute File.exists?(Path.join(build_path(context.project), "cargo"))
@@ -273,6 +273,52 @@ defmodule Mix.Tasks.Compile.CodexFilesTest do
       refute File.exists?(Path.join(build_path(context.project), "priv"))
     end
 
+    test "may be an archive, or a folder of archives with their sums", context do
+      target = Codex.Files.Prebuilt.target()
+      name = "libcodex_files_nif-v#{Mix.Project.config()[:version]}-nif-2.15-#{target}.so"
+      archives = Path.join(context.folder, "archives")
+      File.mkdir!(archives)
+      archive = Path.join(archives, "#{name}.tar.gz")
+      content = elf("packed")
+      :ok = :erl_tar.create(archive, [{String.to_charlist(name), content}], [:compressed])
+
+      for named <- [archive, archives] do
+        env = [{"CODEX_FILES_NIF", named}, no_cargo()]
+        mix!(context.project, ["compile"], env)
+        assert File.read!(installed(context.project)) == content
+        assert File.read!(note(context.project)) == archive
+        assert task_result(context.project, env) =~ "{:noop, []}"
+        File.rm!(installed(context.project))
+      end
+
+      write(archives, %{"checksum-Elixir.Codex.Files.Native.exs" => "%{}"})
+      assert {1, output} = mix(context.project, ["compile"], [{"CODEX_FILES_NIF", archives}])
+
+      assert output =~
+               ~r/^could not install .* from #{archive}: expected its sum to be in .*, got none$/m
+
+      refute File.exists?(installed(context.project))
+    end
+
+    test "for a target is taken from a folder by CARGO_BUILD_TARGET", context do
+      version = Mix.Project.config()[:version]
+      write(context.folder, %{"archives/notes" => ""})
+
+      for target <- [Codex.Files.Prebuilt.target(), "riscv64gc-another-machine"] do
+        name = "libcodex_files_nif-v#{version}-nif-2.15-#{target}.so"
+        archive = Path.join(context.folder, "archives/#{name}.tar.gz")
+        :ok = :erl_tar.create(archive, [{String.to_charlist(name), target}], [:compressed])
+      end
+
+      env = [
+        {"CODEX_FILES_NIF", Path.join(context.folder, "archives")},
+        {"CARGO_BUILD_TARGET", "riscv64gc-another-machine"}
+      ]
+
+      mix!(context.project, ["compile"], env)
+      assert File.read!(installed(context.project)) == "riscv64gc-another-machine"
+    end
+
     test "that is no file is one message", context do
       fifo = Path.join(context.folder, "fifo")
       {"", 0} = System.cmd("mkfifo", [fifo])
@@ -281,7 +327,6 @@ defmodule Mix.Tasks.Compile.CodexFilesTest do
             {"/no/such/library",
              "could not install the native library of codex_files from /no/such/library: " <>
                "no such file or directory"},
-            {context.folder, "from #{context.folder}: illegal operation on a directory"},
             {fifo, "from #{fifo}: expected a regular file"},
             {"relative/library",
              "expected CODEX_FILES_NIF to be an absolute path, got: relative/library"}
@@ -302,24 +347,25 @@ defmodule Mix.Tasks.Compile.CodexFilesTest do
 
       cut = fn bytes, length -> binary_part(bytes, 0, length) end
       # Without the table at its end that says how long it has to be.
-      <<head::binary-40, _table::binary-8, middle::binary-12, _entries::binary-2, rest::binary>> =
-        whole
-
-      unknown_size = <<head::binary, 0::64, middle::binary, 0::16, rest::binary>>
+      <<_header::binary-64, rest::binary>> = whole
+      unknown_size = elf(rest)
       <<head::binary-18, machine::binary-2, rest::binary>> = whole
-      other = if machine == <<62, 0>>, do: <<183, 0>>, else: <<62, 0>>
+      [own, other] = if machine == <<62, 0>>, do: ~w(x86_64 aarch64), else: ~w(aarch64 x86_64)
+      other_machine = if machine == <<62, 0>>, do: <<183, 0>>, else: <<62, 0>>
       crypto = Path.join(:code.priv_dir(:crypto), "lib/crypto.so")
 
       for {content, reason} <- [
-            {"", "file too short"},
-            {cut.(whole, 63), "file too short"},
+            {"", "expected a library in the ELF format, got: an empty file"},
+            {cut.(whole, 63), "expected at least 64 bytes, got: 63"},
             {cut.(whole, 4_096), "expected #{size} bytes, got: 4096"},
             {cut.(whole, div(size, 2)), "expected #{size} bytes, got: #{div(size, 2)}"},
             {cut.(whole, size - 1), "expected #{size} bytes, got: #{size - 1}"},
-            {cut.(unknown_size, 65_536), "it kills or blocks the VM that tries it"},
-            {<<head::binary, other::binary, rest::binary>>, "cannot open shared object file"},
-            {"a text\n", "file too short"},
-            {String.duplicate("a longer text\n", 1_000), "invalid ELF header"},
+            {cut.(unknown_size, 65_536),
+             "it is damaged: the VM that tries it ends with status 1"},
+            {<<head::binary, other_machine::binary, rest::binary>>,
+             "expected a library for #{own}, got: #{other}"},
+            {"a text\n",
+             ~S(expected a library in the ELF format, got: 7 bytes that begin with "a text\n")},
             {File.read!(crypto), "Library module name 'crypto' does not match"}
           ] do
         write(context.folder, %{"damaged.so" => content})
@@ -401,29 +447,6 @@ defmodule Mix.Tasks.Compile.CodexFilesTest do
       {_status, output} = mix(project, ["run", "--no-compile", "--no-start", "-e", code])
       output
     end
-
-    test "that blocks the VM is given up", context do
-      write(context.folder, %{
-        "blocks.rs" => """
-        #[unsafe(no_mangle)]
-        pub extern "C" fn nif_init() {
-            loop { std::thread::park() }
-        }
-        """
-      })
-
-      blocks = Path.join(context.folder, "blocks.so")
-      rustc = ["--crate-type", "cdylib", "--edition", "2024", "-o", blocks, "blocks.rs"]
-      {_output, 0} = System.cmd("rustc", rustc, cd: context.folder, stderr_to_stdout: true)
-      ebin = Application.app_dir(:codex_files, "ebin")
-
-      assert Codex.Files.Trial.run(blocks, ebin, 3_000) ==
-               {:refused, "it kills or blocks the VM that tries it"}
-
-      # It does not go on by itself.
-      assert {"", 1} = System.cmd("pgrep", ["-f", Path.rootname(blocks)])
-      assert Codex.Files.Trial.run(library(), ebin) == :ok
-    end
   end
 
   describe "without cargo, a library that was built before" do
@@ -486,10 +509,10 @@ defmodule Mix.Tasks.Compile.CodexFilesTest do
     end
 
     test "comes back when CODEX_FILES_NIF is unset", context do
-      write(context.folder, %{"prebuilt" => "prebuilt"})
+      write(context.folder, %{"prebuilt" => elf("prebuilt")})
       prebuilt = Path.join(context.folder, "prebuilt")
       mix!(context.host, ["compile"], [{"CODEX_FILES_NIF", prebuilt}])
-      assert File.read!(installed(context.host)) == "prebuilt"
+      assert File.read!(installed(context.host)) == elf("prebuilt")
 
       mix!(context.host, ["compile"], [no_cargo()])
       assert File.read!(installed(context.host)) == context.built

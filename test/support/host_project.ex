@@ -18,6 +18,14 @@ defmodule Codex.Files.HostProject do
   @doc "The native library that the tests themselves run with."
   def library, do: Application.app_dir(:codex_files, "priv/native/libcodex_files_nif.so")
 
+  @doc "A file that begins as a library of this system does."
+  def elf(content) do
+    <<head::binary-40, _table::64, middle::binary-12, _entries::16, last::binary-2, _::binary>> =
+      File.read!(library())
+
+    <<head::binary, 0::64, middle::binary, 0::16, last::binary, content::binary>>
+  end
+
   @doc "Creates a folder that goes when the test, or the module in `setup_all`, is done."
   def temporary_folder do
     path = Path.join(System.tmp_dir!(), "codex_files_test_#{System.pid()}_#{unique()}")
@@ -126,7 +134,7 @@ defmodule Codex.Files.HostProject do
     File.mkdir_p!(Path.join(folder, "lib/codex/files"))
 
     # What the compilers use.
-    for file <- ["cargo.ex", "trial.ex"] do
+    for file <- ["cargo.ex", "prebuilt.ex", "trial.ex"] do
       path = Path.join("lib/codex/files", file)
       File.cp!(Path.join(@root, path), Path.join(folder, path))
     end
@@ -135,6 +143,12 @@ defmodule Codex.Files.HostProject do
       "lib/codex/files.ex" => """
       defmodule Codex.Files do
         def origin, do: :codex_files
+
+        def stage(path) do
+          checksum = Base.encode16(:crypto.hash(:sha256, File.read!(path)), case: :lower)
+          {:ok, %{checksum: checksum}}
+        end
+
         def format_error(reason), do: inspect(reason)
       end
       """,
@@ -150,7 +164,7 @@ defmodule Codex.Files.HostProject do
       defmodule Codex.Files.Native do
         @compile {:autoload, false}
         def loaded, do: true
-        # Takes any file for a library.
+        # Takes any ELF file for a library.
         def load_from(_path), do: :ok
       end
       """,

@@ -6,12 +6,16 @@ defmodule Codex.Files.Trial do
   # Under load it takes a second or two.
   @timeout_ms 60_000
 
+  # The status of what SIGKILL has ended.
+  @killed 137
+
   # It calls every function with what none of them accepts, and so learns whether the library has all.
-  # Before that, the module is told not to load what is installed.
-  @code """
+  # Before that, the module is told not to load what is installed. Then it stages the library itself.
+  @code ~S"""
   Native = 'Elixir.Codex.Files.Native',
+  Refuse = fun(Format, Arguments) -> io:format(Format, Arguments), halt(2) end,
   persistent_term:put(Native, gone),
-  [Library] = init:get_plain_arguments(),
+  [Library, StagingDir] = init:get_plain_arguments(),
   Lacks = fun({Function, Arity}) ->
     try apply(Native, Function, lists:duplicate(Arity, nil)) of
       _ -> false
@@ -23,48 +27,66 @@ defmodule Codex.Files.Trial do
   case Native:load_from(Library) of
     ok ->
       case lists:filter(Lacks, Native:module_info(exports)) of
-        [] -> halt(0);
+        [] -> persistent_term:put(Native, loaded);
         [{Function, Arity} | _] ->
-          io:format("expected it to have the function ~ts/~b of this version", [Function, Arity]),
-          halt(1)
+          Refuse("expected it to have the function ~ts/~b of this version", [Function, Arity])
       end;
-    {error, {_, Text}} -> io:put_chars(Text), halt(1)
+    {error, {_, Text}} -> Refuse("~ts", [Text])
+  end,
+  application:set_env(codex_sdk, staging_dir, unicode:characters_to_binary(StagingDir)),
+  {ok, Content} = file:read_file(Library ++ ".so"),
+  Digest = 'Elixir.Base':encode16(crypto:hash(sha256, Content), [{'case', lower}]),
+  case catch 'Elixir.Codex.Files':stage(Library ++ ".so") of
+    {ok, #{checksum := Digest}} -> halt(0);
+    Other -> Refuse("expected it to stage a file with the checksum ~ts, got: ~0tp", [Digest, Other])
   end.
   """
 
   @doc """
-  Lets another VM load the library at `path`, which ends in `.so`, with the module in `ebin`.
+  Lets another VM load the library at `path`, which ends in `.so`, with the modules in `ebin`, and stage
+  a file with it.
 
   The reason of a refusal is the loader's, or says what else is wrong.
   """
   @spec run(Path.t(), Path.t(), pos_integer()) :: :ok | {:refused, String.t()}
   def run(path, ebin, timeout_ms \\ @timeout_ms) do
-    with :ok <- check_size(path) do
-      case path |> start(ebin) |> await("", now() + timeout_ms) do
-        {0, _output} -> :ok
-        {1, output} -> {:refused, output}
-        _died -> {:refused, "it kills or blocks the VM that tries it"}
-      end
+    staging_dir = Path.join(System.tmp_dir!(), "codex_files-trial-#{System.pid()}-#{unique()}")
+
+    result = path |> start(ebin, staging_dir) |> await("", now() + timeout_ms)
+    _ = File.rm_rf!(staging_dir)
+
+    case result do
+      {0, _output} ->
+        :ok
+
+      {2, output} ->
+        {:refused, explain(output)}
+
+      {@killed, _output} ->
+        {:refused, "it blocks the VM that tries it"}
+
+      {status, _output} ->
+        {:refused, "it is damaged: the VM that tries it ends with status #{status}"}
     end
   end
 
-  # Where an ELF file ends too early, in the last page that is loaded, the VM sees zeros and may go on
-  # for a while. The table of its sections is at its very end.
-  defp check_size(path) do
-    size = File.stat!(path).size
+  # The loader names the first function that this VM does not have.
+  defp explain(output) do
+    case Regex.run(~r/undefined symbol: (enif_\w+)/, output) do
+      [_, function] ->
+        "expected a library of NIF version #{:erlang.system_info(:nif_version)} or older, " <>
+          "got one that calls #{function}"
 
-    with {:ok, header} <- File.open(path, [:read], &IO.binread(&1, 64)),
-         <<0x7F, "ELF", 2, 1, _::binary-34, table::64-little, _::binary-10, entry::16-little,
-           entries::16-little, _::16>> <- header,
-         whole when size < whole <- table + entry * entries do
-      {:refused, "expected #{whole} bytes, got: #{size}"}
-    else
-      _ -> :ok
+      nil ->
+        output
     end
   end
 
-  defp start(path, ebin) do
-    arguments = ["-boot", "no_dot_erlang", "-noinput", "-pa", ebin, "-eval", @code]
+  defp unique, do: System.unique_integer([:positive])
+
+  defp start(path, ebin, staging_dir) do
+    elixir = for app <- [:elixir, :logger], do: Path.join(:code.lib_dir(app), "ebin")
+    arguments = ["-boot", "no_dot_erlang", "-noinput", "-pa", ebin | elixir] ++ ["-eval", @code]
 
     # The user's flags for every VM, such as a node name, must not reach this one.
     unset = for name <- [~c"ERL_FLAGS", ~c"ERL_AFLAGS", ~c"ERL_ZFLAGS"], do: {name, false}
@@ -74,7 +96,7 @@ defmodule Codex.Files.Trial do
       :exit_status,
       :hide,
       :stderr_to_stdout,
-      args: arguments ++ ["-extra", Path.rootname(path)],
+      args: arguments ++ ["-extra", Path.rootname(path), staging_dir],
       # A core dump, if the system writes one, must not land in the source folder.
       cd: Path.dirname(path),
       env: [{~c"ERL_CRASH_DUMP_BYTES", ~c"0"} | unset]

@@ -49,15 +49,15 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
   use Mix.Task.Compiler
 
-  alias Codex.Files.{Cargo, Native, Trial}
+  alias Codex.Files.{Cargo, Native, Prebuilt, Trial}
   alias Mix.Task.Compiler.Diagnostic
 
   @library "libcodex_files_nif.so"
 
   @impl true
   def run(_args) do
-    with {:ok, origin, library, remarks} <- library(),
-         {:ok, status} <- install(origin, library) do
+    with {:ok, origin, path, library, remarks} <- library(),
+         {:ok, status} <- install(origin, path, library) do
       {status, Enum.map(remarks, &diagnostic/1)}
     else
       {:error, message, remarks} ->
@@ -100,55 +100,80 @@ defmodule Mix.Tasks.Compile.CodexFiles do
   # cannot be loaded, Codex.Files.Native names that path.
   defp note, do: Path.rootname(installed()) <> ".prebuilt"
 
+  # The file that the library is in, and its content.
   defp library do
     case System.get_env("CODEX_FILES_NIF", "") do
       "" ->
-        with {:ok, library, remarks} <- Cargo.build(target_dir(), Mix.env()),
-             do: {:ok, :built, library, remarks}
+        with {:ok, path, remarks} <- Cargo.build(target_dir(), Mix.env()),
+             do: {:ok, :built, path, File.read!(path), remarks}
 
-      path ->
-        prebuilt(path)
+      named ->
+        prebuilt(named)
     end
   end
 
   # A relative path would be relative to the dependency, not to where the command was typed.
-  defp prebuilt(path) do
-    if Path.type(path) == :absolute do
-      {:ok, :prebuilt, path, []}
+  defp prebuilt(named) do
+    wanted = %{
+      version: Mix.Project.config()[:version],
+      target: target() || Prebuilt.target(),
+      nif: to_string(:erlang.system_info(:nif_version))
+    }
+
+    with :absolute <- Path.type(named),
+         {:ok, path, library} <- Prebuilt.read(named, wanted) do
+      {:ok, :prebuilt, path, library, []}
     else
-      failure("expected CODEX_FILES_NIF to be an absolute path, got: #{path}")
+      {unfit, path, reason} ->
+        not_installed(path, {unfit, reason})
+
+      _relative ->
+        failure("expected CODEX_FILES_NIF to be an absolute path, got: #{named}")
+    end
+  end
+
+  # The target that whoever builds has asked for.
+  defp target do
+    case System.get_env("CARGO_BUILD_TARGET", "") do
+      "" -> nil
+      target -> target
     end
   end
 
   ## Installation
 
-  defp install(origin, library) do
+  defp install(origin, path, library) do
     with :ok <- own_priv(),
          :ok <- File.mkdir_p(Path.dirname(installed())),
-         {:ok, status} <- replace(origin, library),
-         :ok <- write_note(origin, library) do
+         {:ok, status} <- replace(origin, path, library),
+         :ok <- write_note(origin, path) do
       {:ok, status}
     else
-      {:refused, reason} ->
-        failure("""
-        #{not_installed(library)}: #{reason}
-
-        Nothing was installed. Name a whole library in CODEX_FILES_NIF that was built for this system \
-        (#{:erlang.system_info(:system_architecture)}) from this version of codex_files, or unset it \
-        to have one built with Rust #{Cargo.required_version()} or newer.\
-        """)
-
-      {:error, reason} ->
-        failure("#{not_installed(library)}: #{:file.format_error(reason)}")
+      unfit -> not_installed(path, unfit)
     end
   end
 
-  defp not_installed(library),
-    do: "could not install the native library of codex_files from #{library}"
+  defp not_installed(path, {unfit, reason}) do
+    message = "could not install the native library of codex_files from #{path}: "
 
-  defp write_note(:prebuilt, library), do: File.write(note(), library)
+    case unfit do
+      :error ->
+        failure(message <> to_string(:file.format_error(reason)))
 
-  defp write_note(:built, _library) do
+      :refused ->
+        failure("""
+        #{message}#{reason}
+
+        Nothing was installed. Name a whole library in CODEX_FILES_NIF that was built for this system \
+        (#{Prebuilt.target()}) from this version of codex_files, or unset it to have one built with \
+        Rust #{Cargo.required_version()} or newer.\
+        """)
+    end
+  end
+
+  defp write_note(:prebuilt, path), do: File.write(note(), path)
+
+  defp write_note(:built, _path) do
     with {:error, :enoent} <- File.rm(note()), do: :ok
   end
 
@@ -167,20 +192,21 @@ defmodule Mix.Tasks.Compile.CodexFiles do
     end
   end
 
-  defp replace(origin, library) do
+  defp replace(origin, path, library) do
     cond do
-      not same?(library, installed()) -> replace_by(origin, library)
+      File.read(installed()) != {:ok, library} -> replace_by(origin, path, library)
       origin == :built or tried?() -> {:ok, :noop}
-      true -> with :ok <- try_out(origin, library, installed()), do: {:ok, :noop}
+      true -> with :ok <- try_out(origin, path, installed()), do: {:ok, :noop}
     end
   end
 
   # The library is replaced by rename, because writing to one that a VM has loaded crashes that VM.
-  defp replace_by(origin, library) do
+  defp replace_by(origin, path, library) do
     temporary = Path.join(Mix.Project.app_path(), ".#{System.pid()}.#{@library}")
 
-    with :ok <- copy(library, temporary),
-         :ok <- try_out(origin, library, temporary),
+    with :ok <- File.write(temporary, library),
+         :ok <- File.chmod(temporary, 0o755),
+         :ok <- try_out(origin, path, temporary),
          :ok <- File.rename(temporary, installed()) do
       changed()
       {:ok, :ok}
@@ -201,37 +227,16 @@ defmodule Mix.Tasks.Compile.CodexFiles do
     end
   end
 
-  defp copy(library, temporary) do
-    # Reading a device or a pipe may never end.
-    with {:ok, %{type: type}} when type in [:regular, :directory] <- File.stat(library),
-         {:ok, _size} <- File.copy(library, temporary) do
-      File.chmod(temporary, 0o755)
-    else
-      {:ok, _no_file} -> {:refused, "expected a regular file"}
-      {:error, reason} -> {:error, reason}
-    end
-  end
+  defp try_out(:built, _path, _copy), do: :ok
 
-  defp same?(a, b) do
-    with {:ok, %{size: size}} <- File.stat(a),
-         {:ok, %{size: ^size}} <- File.stat(b) do
-      File.read(a) == File.read(b)
-    else
-      _ -> false
-    end
-  end
-
-  # A prebuilt library may be for another machine, or not whole.
-  defp try_out(:built, _library, _copy), do: :ok
-
-  defp try_out(:prebuilt, library, copy) do
-    if System.get_env("CARGO_BUILD_TARGET", "") == "" do
+  defp try_out(:prebuilt, path, copy) do
+    if target() == nil do
       with {:refused, reason} <- Trial.run(copy, ebin()),
-           do: {:refused, String.replace(reason, copy, library)}
+           do: {:refused, String.replace(reason, copy, path)}
     else
       # This machine's VM could not load it.
       Mix.shell().info(
-        "Installing #{library} untried, since CARGO_BUILD_TARGET says that it is for another machine"
+        "Installing #{path} untried, since CARGO_BUILD_TARGET says that it is for another machine"
       )
     end
   end
