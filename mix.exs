@@ -53,6 +53,7 @@ defmodule Codex.Files.MixProject do
         "guides/configuration.md",
         "guides/registries.md",
         "guides/telemetry_and_metrics.md",
+        "guides/deployment.md",
         "guides/in_production.md",
         "guides/guarantees.md",
         {"bench/README.md", filename: "figures"},

@@ -20,13 +20,16 @@ defmodule Mix.Tasks.Compile.CodexFiles do
 
   ## Environment variables
 
-    * `CODEX_FILES_NIF` - the absolute path of a prebuilt library, to be installed instead of
-      building one. Neither Rust nor a C compiler is needed then. Another Erlang VM loads it first,
-      and calls its functions: one that is damaged, of another version or for another system is refused.
+    * `CODEX_FILES_NIF` - the absolute path of a prebuilt library, of an archive of one, or of a folder
+      of archives, to be installed instead of building one. Neither Rust nor a C compiler is needed
+      then. Archives are those of `bin/precompile`, named as `rustler_precompiled` names its own; where
+      `checksum-Elixir.Codex.Files.Native.exs` lies beside one, its sum has to be in there. What is
+      known of the library is read first, then another Erlang VM loads it, calls its functions and
+      stages a file: one that is damaged, of another version or for another system is refused.
     * `CARGO` - the cargo to run, a name or an absolute path. Defaults to `cargo`.
     * `CARGO_BUILD_TARGET` - the target to build for, such as `aarch64-unknown-linux-gnu`. Defaults
-      to the machine that builds. If it is set, a prebuilt library is installed without being tried,
-      since this machine may not be the one to load it.
+      to the machine that builds. If it is set, a prebuilt library is chosen for it, and installed
+      without being tried, since this machine may not be the one to load it.
 
   Whatever else cargo knows, such as `RUSTFLAGS`, reaches it unchanged, with two exceptions. A target
   directory is not taken from elsewhere, and panics unwind whatever the host's cargo configuration
