@@ -18,4 +18,7 @@ defmodule Bench.BareNif do
 
   @doc "Makes a directory with a file of so many bytes in it; `true`."
   def publish(_number, _size), do: :erlang.nif_error(:not_loaded)
+
+  @doc "Links the file in such a directory under another name beside it; `true`."
+  def link(_number, _name), do: :erlang.nif_error(:not_loaded)
 end

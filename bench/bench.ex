@@ -3,11 +3,15 @@ defmodule Bench do
   # Measures the library beside the same work in plain Elixir, the bare system calls, `cp` and
   # `openssl`. See bin/bench.
 
-  alias Bench.{Bare, BareNif, Chart, Fairness, Large, OtherVM, Report, Scale, Scene, Sources}
+  alias Bench.{Bare, BareNif, Budget, Chart, Fairness, InMemory, Kept, Large, OtherVM}
+  alias Bench.{Report, Scale, Scene, Sources}
+
+  # Whose rows are measured once, whatever the sizes.
+  @once [InMemory, Kept, Budget, Large, OtherVM]
 
   @names Scene.names() ++
            Scene.names_in_turn() ++
-           Large.names() ++ OtherVM.names() ++ Scale.names() ++ Fairness.names()
+           Enum.flat_map(@once, & &1.names()) ++ Scale.names() ++ Fairness.names()
 
   @usage """
   bin/bench [OPTION...]
@@ -15,7 +19,8 @@ defmodule Bench do
     --quick            a few seconds for each row, fewer sizes, smaller large files
     --rows A,B,...     only these: #{Enum.join(@names, ", ")}
     --entries A,B,...  the sizes; 1000,20000,100000 if not said otherwise
-    --in-turn N        how many unchanged files again_in_turn stages; 200,000 if not said otherwise
+    --in-turn N        how many files again_in_turn and evict_many have there; 200,000 if not said
+                       otherwise
     --seconds N        how long to measure each row
     --dir DIR          where to put the files, on the file system to be measured
     --output DIR       where to put results.csv, fairness.csv and chart.svg
@@ -60,9 +65,8 @@ defmodule Bench do
     rows = if opts[:rows], do: String.split(opts.rows, ","), else: @names
     if rows -- @names != [], do: fail("expected rows of #{Enum.join(@names, ", ")}")
 
-    if Enum.any?(["gone_large", "new_large"], &(&1 in rows)) and
-         System.find_executable("openssl") == nil,
-       do: fail("expected openssl on the PATH: new_large and gone_large are measured beside it")
+    if Enum.any?(Large.names(), &(&1 in rows)) and System.find_executable("openssl") == nil,
+      do: fail("expected openssl on the PATH: large files are measured beside it")
 
     entries =
       cond do
@@ -116,8 +120,6 @@ defmodule Bench do
 
   defp measure(settings, dirs) do
     scenes = Enum.filter(Scene.names(), &(&1 in settings.rows))
-    larges = Enum.filter(Large.names(), &(&1 in settings.rows))
-    others = Enum.filter(OtherVM.names(), &(&1 in settings.rows))
     rows = settings.rows
     IO.puts(environment(settings, dirs))
     sources(settings, dirs, scenes)
@@ -139,8 +141,7 @@ defmodule Bench do
     if "again_in_turn" in rows,
       do: Scene.run_in_turn(settings.in_turn, dirs, settings, report)
 
-    if larges != [], do: Large.run(larges, settings.large_mib, dirs, settings, report)
-    if others != [], do: OtherVM.run(others, dirs, settings, report)
+    for {module, names} <- once(rows), do: module.run(names, dirs, settings, report)
     sizes = settings.entries ++ [settings.many]
     if "memory" in rows or "core" in rows, do: Scale.core(sizes, rows, memory, report)
     if "list_all" in rows, do: Scale.list_all(sizes, dirs, settings, report)
@@ -152,17 +153,24 @@ defmodule Bench do
     write(settings.output, results, fairness)
   end
 
+  defp once(rows) do
+    for module <- @once,
+        names = Enum.filter(module.names(), &(&1 in rows)),
+        names != [],
+        do: {module, names}
+  end
+
   defp sources(settings, dirs, scenes) do
     most = List.last(settings.entries)
 
     needed = [
       if(scenes != [], do: Scene.sources_needed(most), else: 0),
       if("again_in_turn" in settings.rows, do: settings.in_turn, else: 0),
-      if("new_spinning" in settings.rows, do: OtherVM.sources_needed(), else: 0),
       if("memory" in settings.rows, do: most, else: 0),
       if("fairness" in settings.rows, do: Fairness.sources_needed(), else: 0)
     ]
 
+    needed = needed ++ for({module, _names} <- once(settings.rows), do: module.sources_needed())
     count = Enum.max(needed)
     if count > 0, do: Sources.make(Path.join(dirs.work, "sources"), count)
   end

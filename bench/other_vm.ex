@@ -3,10 +3,10 @@ defmodule Bench.OtherVM do
   # The rows that need a VM of their own: one in which nobody has called the library yet, and one that
   # was started with other flags.
 
-  alias Bench.{Measure, Result, Row, Side, Sources}
+  alias Bench.{Measure, Report, Result, Row, Side, Sources}
   alias Codex.Files.FirstCalls
 
-  @names ~w(first_calls new_spinning)
+  @names ~w(first_calls new_spinning peak)
 
   # As many as a host with many dependencies has.
   @folders 150
@@ -14,12 +14,23 @@ defmodule Bench.OtherVM do
   # The files of one turn.
   @some 1_000
 
+  @mib 1024 * 1024
+  @piece 64 * 1024
+
+  # What a staging may take.
+  @most_memory 16 * @mib
+
   def names, do: @names
 
   def sources_needed, do: @some
 
   def run(names, dirs, settings, report) do
     if "first_calls" in names, do: measure(first_calls(dirs), settings, report)
+
+    if "peak" in names do
+      report.(peak(:stream, 2 * settings.large_mib, dirs))
+      report.(peak(:data, div(settings.large_mib, 2), dirs))
+    end
 
     if "new_spinning" in names do
       spinning = start('+sbwtdio very_long', Path.join(dirs.work, "spinning"))
@@ -86,6 +97,55 @@ defmodule Bench.OtherVM do
 
   @doc false
   def stage(paths, number), do: {:ok, _} = Codex.Files.stage(elem(paths, number), ttl_ms: 0)
+
+  defp peak(kind, mib, dirs) do
+    vm = start('', Path.join(dirs.work, "peak"))
+    growth = call(vm, __MODULE__, :growth, [kind, mib])
+    :peer.stop(vm)
+
+    row = %Row{
+      name: "peak",
+      title: "peak memory of {:#{kind}} of #{Report.grouped(mib)} MiB, beyond #{beyond(kind)}",
+      bars: [{:at_most, @most_memory}]
+    }
+
+    %Result{row: row, unit: :bytes, values: %{codex_files: [growth]}}
+  end
+
+  defp beyond(:stream), do: "the idle VM"
+  defp beyond(:data), do: "the binary"
+
+  @doc false
+  def growth(kind, mib) do
+    # The library is loaded, and a registry runs.
+    {:ok, _} = Codex.Files.stage({:data, "some notes"}, name: "notes.txt")
+    source = source(kind, mib)
+    before = peak_from_now_on()
+    {:ok, _} = Codex.Files.stage(source, name: "large.bin")
+    peak() - before
+  end
+
+  # What makes the pieces keeps none of them.
+  defp source(:stream, mib) do
+    {:stream, Stream.map(1..(div(@mib, @piece) * mib), &:binary.copy(<<&1::64>>, div(@piece, 8)))}
+  end
+
+  defp source(:data, mib), do: {:data, :binary.copy("0123456789abcdef", div(@mib, 16) * mib)}
+
+  @doc "The most memory that this VM has had in use, in bytes."
+  def peak do
+    [kib] =
+      Regex.run(~r/^VmHWM:\s+(\d+) kB$/m, File.read!("/proc/self/status"), capture: :all_but_first)
+
+    1024 * String.to_integer(kib)
+  end
+
+  @doc "Forgets the peaks before, and gives what is in use."
+  def peak_from_now_on do
+    for pid <- Process.list(), do: :erlang.garbage_collect(pid)
+    File.write!("/proc/self/clear_refs", "5")
+    peak()
+  end
 
   # A VM with all modules of the library loaded, as in a release.
   defp start(flags, staging_dir) do

@@ -19,6 +19,9 @@ defmodule Bench.Report do
   @names [
     bare: "",
     scheduled: "by a dirty NIF ",
+    as_file: "the same as a file ",
+    no_owner: "without an owner ",
+    new_and_cleanup: "a new one and a cleanup ",
     not_looking: "plain Elixir that does not look ",
     copying: "a copy of the list ",
     cp: "cp ",
@@ -82,7 +85,14 @@ defmodule Bench.Report do
     [high_number, high_unit] = high |> Result.format(unit) |> String.split(" ")
 
     scale =
-      %{"B" => 1, "ns" => 1, "us" => 1_000, "ms" => 1_000_000, "s" => 1_000_000_000}[high_unit]
+      %{
+        "B" => 1,
+        "MiB" => 1024 * 1024,
+        "ns" => 1,
+        "us" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000
+      }[high_unit]
 
     low = Result.number(low / scale)
     if low == high_number, do: low, else: "#{low}-#{high_number}"

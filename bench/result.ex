@@ -4,6 +4,8 @@ defmodule Bench.Result do
 
   alias Bench.Row
 
+  @mib 1024 * 1024
+
   @enforce_keys [:row, :values]
   defstruct [:row, :values, unit: :ns]
 
@@ -65,11 +67,19 @@ defmodule Bench.Result do
     end
   end
 
+  defp bar({:at_most_more, limit, side, name}, %{values: values, unit: unit}) do
+    with [_ | _] = theirs <- values[side] do
+      {_, more, _} = Enum.zip_with(values.codex_files, theirs, &(&1 - &2)) |> quartiles()
+      {"at most #{format(limit, unit)} more than #{name}", format(more, unit), more <= limit}
+    end
+  end
+
   # Bars of figures that are not a side's time.
   defp bar({:measured, asked, measured, met?}, _result), do: {asked, measured, met?}
 
   defp bar(_bar, _result), do: nil
 
+  def format(value, :bytes) when value >= @mib, do: "#{number(value / @mib)} MiB"
   def format(value, :bytes), do: "#{number(value)} B"
   def format(value, :ns) when value < 1_000, do: "#{number(value)} ns"
   def format(value, :ns) when value < 1_000_000, do: "#{number(value / 1_000)} us"

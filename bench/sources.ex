@@ -62,6 +62,16 @@ defmodule Bench.Sources do
     path
   end
 
+  @doc "Makes a file of so many MiB without data anew."
+  def make_sparse(path, mib) do
+    File.rm(path)
+
+    File.open!(path, [:write, :raw], fn file ->
+      {:ok, _} = :file.position(file, mib * 1024 * 1024)
+      :ok = :file.truncate(file)
+    end)
+  end
+
   @doc "Gives a file a content that it has not had, of the same size."
   def change(path) do
     {:ok, file} = :file.open(path, [:read, :write, :raw])

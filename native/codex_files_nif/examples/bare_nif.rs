@@ -31,6 +31,15 @@ fn publish(number: usize, size: usize) -> Result<bool, Error> {
     Ok(true)
 }
 
+/// Gives the file in such a directory another name beside its own.
+#[rustler::nif(schedule = "DirtyIo")]
+fn link(number: usize, name: &str) -> Result<bool, Error> {
+    let dir = DIR.get().ok_or(Error::BadArg)?;
+    let names = bare::names(entries::digits(number), number);
+    bare::link(dir, &names, name).map_err(failed)?;
+    Ok(true)
+}
+
 fn failed(errno: nix::Error) -> Error {
     Error::RaiseTerm(Box::new(errno.desc()))
 }

@@ -1,11 +1,13 @@
 //! The bare system calls of one staging. Shared by the programs that make them.
 
+#![allow(dead_code, reason = "not every program needs all of it")]
+
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::fcntl::{OFlag, open, openat, renameat};
+use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
-use nix::unistd::{close, write};
+use nix::unistd::{close, linkat, write};
 
 /// The names of one staged file.
 pub struct Names {
@@ -39,4 +41,16 @@ pub fn publish(dir: impl AsFd + Copy, names: &Names, content: &[u8]) -> nix::Res
     write(&file, content)?;
     close(file)?;
     renameat(dir, names.scratch.as_c_str(), dir, names.file.as_c_str())
+}
+
+/// Gives the file another name beside its own.
+pub fn link(dir: impl AsFd + Copy, names: &Names, name: &str) -> nix::Result<()> {
+    let path = [names.dir.as_bytes(), b"/", name.as_bytes()].concat();
+    linkat(
+        dir,
+        names.file.as_c_str(),
+        dir,
+        path.as_slice(),
+        AtFlags::empty(),
+    )
 }
