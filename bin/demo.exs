@@ -11,7 +11,7 @@ defmodule Demo do
     Application.put_env(:codex_sdk, :attachment_cleanup_interval_ms, 250)
 
     try do
-      run(files(args, scratch))
+      run(files(args, scratch), scratch)
     after
       Codex.Files.reset!()
       File.rm_rf!(scratch)
@@ -27,8 +27,7 @@ defmodule Demo do
       for number <- 1..@big_file_mib, do: :ok = :file.write(file, [<<number::64>>, piece])
     end)
 
-    Path.wildcard("lib/**/*.ex") ++
-      Path.wildcard("native/*/src/*.rs") ++ ["mix.exs", "Cargo.toml", "LICENSE", big]
+    ["README.md", "LICENSE", "mix.exs", "Cargo.toml", "Cargo.lock", big]
   end
 
   defp files(args, _scratch) do
@@ -36,7 +35,7 @@ defmodule Demo do
     Enum.map(args, &{&1, Path.expand(&1, from)})
   end
 
-  defp run(files) do
+  defp run(files, scratch) do
     files = Enum.map(files, fn file -> if is_tuple(file), do: file, else: {file, file} end)
 
     width =
@@ -53,6 +52,7 @@ defmodule Demo do
     end
 
     expire(files)
+    one_of_each(scratch)
     reset()
 
     bytes = staged |> Enum.map(fn {attachment, _known?} -> attachment.size end) |> Enum.sum()
@@ -159,8 +159,109 @@ defmodule Demo do
       "\n#{length(short)} files staged again with a TTL of #{ttl_ms} ms; #{before} are staged"
     )
 
-    until(fn -> not Enum.any?(attachments, &File.exists?(&1.path)) end)
+    until_gone(attachments)
     IO.puts("the cleanup thread has removed #{before - count()} of them; #{count()} are staged")
+  end
+
+  defp one_of_each(scratch) do
+    IO.puts("\none of each")
+
+    for {title, show} <- [
+          {"bytes in memory", &in_memory/1},
+          {"a stream", &stream/1},
+          {"a second name", &second_name/1},
+          {"an owner", &owner/1},
+          {"temporary", &temporary/1},
+          {"fetch and unstage", &fetch_and_unstage/1},
+          {"a registry apart", &registry/1},
+          {"a sparse file", &sparse/1}
+        ],
+        do: IO.puts("  #{String.pad_trailing(title, 18)} #{show.(scratch)}")
+
+    IO.puts("")
+  end
+
+  defp in_memory(_scratch) do
+    {:ok, image} = Codex.Files.stage({:data, ["PNG", :rand.bytes(5_000)]}, name: "image.png")
+    "#{image.name}, #{image.size} bytes, that were in no file"
+  end
+
+  defp stream(_scratch) do
+    pieces = Stream.repeatedly(fn -> :rand.bytes(65_536) end) |> Stream.take(128)
+    {:ok, download} = Codex.Files.stage({:stream, pieces}, name: "download.bin")
+    "#{download.name}, #{fixed(download.size / @mib)} MiB, hashed and written as they came"
+  end
+
+  defp second_name(_scratch) do
+    {:ok, first} = Codex.Files.stage({:data, "Minutes"}, name: "notes.txt")
+    {:ok, second} = Codex.Files.stage({:data, "Minutes"}, name: "minutes.txt")
+    [one, other] = for %{path: path} <- [first, second], do: File.stat!(path).inode
+    "#{second.name} beside #{first.name}, #{if one == other, do: "one file", else: "a copy"}"
+  end
+
+  defp owner(_scratch) do
+    owner = spawn(fn -> receive do: (:done -> :ok) end)
+
+    drafts =
+      for number <- 1..3 do
+        {:ok, draft} = Codex.Files.stage({:data, "#{number}"}, name: "draft.txt", owner: owner)
+        draft
+      end
+
+    :ok = Codex.Files.force_cleanup()
+    kept = Enum.count(drafts, &File.exists?(&1.path))
+    send(owner, :done)
+    {time, :ok} = :timer.tc(fn -> until_gone(drafts, 1) end)
+    "a process kept #{kept} files, which were gone #{duration(time)} after it had ended"
+  end
+
+  defp temporary(_scratch) do
+    use = fn attachment -> {attachment, File.read!(attachment.path)} end
+    {:ok, {attachment, read}} = Codex.Files.temporary({:data, "a secret"}, [name: "key.txt"], use)
+    until_gone([attachment])
+    "#{inspect(read)} was read from a file, which is gone"
+  end
+
+  defp fetch_and_unstage(_scratch) do
+    {:ok, attachment} = Codex.Files.stage({:data, "not for long"}, name: "note.txt")
+    {:ok, ^attachment} = Codex.Files.fetch(attachment.id)
+    :ok = Codex.Files.unstage(attachment)
+    {:error, reason} = Codex.Files.fetch(attachment.id)
+    "found by its id; when it is unstaged, \"#{Codex.Files.format_error(reason)}\""
+  end
+
+  defp registry(scratch) do
+    {:ok, registry} =
+      Codex.Files.Registry.start_link(
+        name: Demo.Uploads,
+        staging_dir: Path.join(scratch, "uploads"),
+        max_bytes: @mib,
+        when_full: :evict
+      )
+
+    for _ <- 1..10 do
+      data = {:data, :rand.bytes(div(@mib, 4))}
+      {:ok, _} = Codex.Files.stage(data, name: "upload.bin", registry: Demo.Uploads)
+    end
+
+    %{total_count: there, total_bytes: bytes} = Codex.Files.metrics(Demo.Uploads)
+    :ok = GenServer.stop(registry)
+
+    "10 files of 0.25 MiB staged, a budget of 1 MiB: #{there} are there, #{fixed(bytes / @mib)} MiB"
+  end
+
+  defp sparse(scratch) do
+    path = Path.join(scratch, "disk.img")
+
+    File.open!(path, [:write, :raw], fn file ->
+      {:ok, _} = :file.position(file, 1024 * @mib)
+      :ok = :file.write(file, "the end")
+    end)
+
+    {:ok, attachment} = Codex.Files.stage(path)
+    {kib, 0} = System.cmd("du", ["-k", attachment.path])
+    [kib, _path] = String.split(kib, "\t")
+    "#{attachment.name}, #{fixed(attachment.size / @mib)} MiB, takes #{kib} KiB on the disk"
   end
 
   defp reset do
@@ -172,11 +273,11 @@ defmodule Demo do
 
   defp count, do: Codex.Files.metrics().total_count
 
-  defp until(done?, attempts \\ 200) do
+  defp until_gone(attachments, pause_ms \\ 50, left_ms \\ 10_000) do
     cond do
-      done?.() -> :ok
-      attempts == 0 -> fail("the files have not expired within 10 s")
-      true -> Process.sleep(50) && until(done?, attempts - 1)
+      not Enum.any?(attachments, &File.exists?(&1.path)) -> :ok
+      left_ms <= 0 -> fail("the files have not gone within 10 s")
+      true -> Process.sleep(pause_ms) && until_gone(attachments, pause_ms, left_ms - pause_ms)
     end
   end
 
