@@ -20,6 +20,7 @@ use crate::checksum::{self, Content};
 use crate::disk::scratch::{self, Scratch};
 use crate::disk::staged_file::staged_mode;
 use crate::error::{Error, Result};
+use crate::panics;
 use crate::threads::hasher::{Hasher, Tell};
 use crate::threads::sweeper::Progress;
 
@@ -117,6 +118,7 @@ impl Stream {
             };
             grow(&self.registry, room, size)?;
             for piece in pieces.iter().flat_map(|piece| piece.chunks(PIECE)) {
+                panics::point("write");
                 self.go_on()?;
                 scratch.write(piece)?;
             }

@@ -33,7 +33,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// Of what has been hashed; elsewhere while the thread is at it.
+    /// Of what has been hashed; elsewhere while the thread is at it, and so behind.
     hash: Sha256,
     size: u64,
     given: VecDeque<(Box<dyn Bytes>, u64)>,
@@ -52,6 +52,10 @@ impl Hasher {
 
     /// Hands over bytes, of which there are `size`.
     pub(crate) fn give(&self, bytes: Box<dyn Bytes>, size: u64) {
+        // The thread would be at them, and nobody would know.
+        if size == 0 {
+            return;
+        }
         let mut state = self.0.state.lock();
         state.given.push_back((bytes, size));
         state.behind += size;
@@ -152,5 +156,49 @@ impl Shared {
                 let _ = contained(tell);
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::checksum::digest;
+
+    fn eventually(check: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !check() {
+            assert!(Instant::now() < deadline, "it never happens");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Thousands of streams whose callers wait for the next piece are not as many threads.
+    #[test]
+    fn the_thread_ends_when_there_is_nothing_to_do_and_another_one_goes_on() {
+        let hasher = Hasher::new();
+        for _ in 0..2 {
+            hasher.give(Box::new(b"piece".to_vec()), 5);
+            eventually(|| hasher.0.state.lock().behind == 0);
+            assert!(hasher.0.state.lock().has_thread);
+            eventually(|| !hasher.0.state.lock().has_thread);
+        }
+        let whole = Content {
+            digest: digest(b"piecepiece"),
+            size: 10,
+        };
+        assert_eq!(hasher.content().expect("it was hashed"), whole);
+    }
+
+    #[test]
+    fn the_thread_ends_with_its_stream() {
+        let hasher = Hasher::new();
+        hasher.0.state.lock().has_thread = true;
+        let shared = hasher.0.clone();
+        let thread = std::thread::spawn(move || shared.run(Duration::from_secs(86_400)));
+        hasher.give(Box::new(b"piece".to_vec()), 5);
+        drop(hasher);
+        eventually(|| thread.is_finished());
     }
 }

@@ -16,7 +16,7 @@ use codex_files::bytes::Bytes;
 use codex_files::checksum::Checksum;
 use codex_files::disk::source::INLINE_LIMIT;
 use codex_files::disk::staging_dir::StagingDir;
-use codex_files::error::Failures;
+use codex_files::error::{Error, Failures};
 use codex_files::manifest::Totals;
 use codex_files::manifest::budget::Budget;
 use codex_files::manifest::waiting::Origin;
@@ -27,6 +27,7 @@ use codex_files::registry::reply::Reply;
 use codex_files::registry::stage_at::{self, StageAt};
 use codex_files::registry::stage_data;
 use codex_files::registry::stage_file::{self, StageFile};
+use codex_files::registry::stage_stream::{self, End, Purpose, Stream};
 use codex_files::registry::{
     Attachment, Observer, Outcome, Registry, Report, Request, Waiter, Why,
 };
@@ -155,6 +156,28 @@ impl Lab {
             let kept = || -> Box<dyn Bytes> { Box::new(content.to_vec()) };
             stage_data::stage_data(&self.registry, content, kept, &to, waiter)
         })
+    }
+
+    /// Stages a content that comes in pieces of so many bytes.
+    pub fn stage_stream(&self, content: &[u8], piece: usize) -> Outcome {
+        self.stage_stream_while(content, piece, || {})
+    }
+
+    /// The same, while `disturb` is called after each.
+    pub fn stage_stream_while(&self, content: &[u8], piece: usize, disturb: impl Fn()) -> Outcome {
+        let stream = self.open_stream();
+        for piece in content.chunks(piece) {
+            if let Err(error) = write_stream(&stream, piece) {
+                return Outcome::Failed(error);
+            }
+            disturb();
+        }
+        commit_stream(&stream)
+    }
+
+    pub fn open_stream(&self) -> Stream {
+        let to = self.file_request(Path::new(""), OsStr::new("name")).to;
+        stage_stream::open(&self.registry, to, Purpose::Stage)
     }
 
     /// Stages a file under a key and at a destination of the caller's.
@@ -403,6 +426,40 @@ pub fn stage(registry: &Arc<Registry>, request: &StageAt) -> Outcome {
     until_answered(|waiter| stage_at::stage_at(registry, request, waiter))
 }
 
+/// Appends a piece, in two parts, and waits if the caller is to.
+pub fn write_stream(stream: &Stream, piece: &[u8]) -> Result<(), Error> {
+    let (sender, told) = mpsc::channel();
+    let reply = || reply_to(sender);
+    let kept = Box::new(piece.to_vec());
+    let (first, second) = piece.split_at(piece.len() / 2);
+    if stream.write(&[first, second], kept, reply)? {
+        told.recv_timeout(PATIENCE).expect("nobody hangs")?;
+    }
+    Ok(())
+}
+
+/// Ends a stream, and asks again if told to.
+pub fn commit_stream(stream: &Stream) -> Outcome {
+    until_answered(|waiter| {
+        let (sender, told) = mpsc::channel();
+        match stream.commit(&|_owner| waiter(), || reply_to(sender)) {
+            Ok(End::Answer(answer)) => answer,
+            Ok(End::NotHashed) => {
+                let told = told.recv_timeout(PATIENCE).expect("nobody hangs");
+                Answer::Now(told.map_or_else(Outcome::Failed, |()| Outcome::Retry))
+            }
+            Ok(End::New) => panic!("it was to be staged"),
+            Err(error) => Answer::Now(Outcome::Failed(error)),
+        }
+    })
+}
+
+fn reply_to<T: Send + 'static>(sender: mpsc::Sender<Result<T, Error>>) -> Reply<T> {
+    Reply::new(move |result| {
+        let _ = sender.send(result);
+    })
+}
+
 /// As a caller does it: waits for the answer, and asks again if told to.
 fn until_answered(ask: impl Fn(&dyn Fn() -> Waiter) -> Answer) -> Outcome {
     loop {
@@ -449,9 +506,7 @@ pub fn stop(registry: &Arc<Registry>) -> Failures {
 
 fn ask<T: Send + 'static>(command: impl FnOnce(Reply<T>)) -> T {
     let (sender, receiver) = mpsc::channel();
-    command(Reply::new(move |result| {
-        let _ = sender.send(result);
-    }));
+    command(reply_to(sender));
     receiver
         .recv_timeout(PATIENCE)
         .expect("nobody hangs")
