@@ -45,7 +45,7 @@ defmodule Codex.Files.P04PublishTest do
     assert Codex.Files.list_staged() == [neighbour]
   end
 
-  # Small files and large ones, to places of the library's choice and of the caller's.
+  # Small files and large ones, bytes and streams, to places of the library's choice and of the caller's.
   defp stage_for_ever(folder, destinations, round) do
     quote do
       large = :binary.copy("0123456789abcdef", 200_000)
@@ -60,6 +60,9 @@ defmodule Codex.Files.P04PublishTest do
 
             if rem(number, 4) < 2 do
               {:ok, _attachment} = Codex.Files.stage(source)
+              halves = Tuple.to_list(String.split_at(content, div(byte_size(content), 2)))
+              {:ok, _attachment} = Codex.Files.stage({:data, "data " <> content}, name: "data")
+              {:ok, _attachment} = Codex.Files.stage({:stream, ["s" | halves]}, name: "stream")
             else
               checksum = Base.encode16(:crypto.hash(:sha256, content), case: :lower)
 

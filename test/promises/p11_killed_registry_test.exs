@@ -226,6 +226,13 @@ defmodule Codex.Files.P11KilledRegistryTest do
       or_exit(fn -> GenServer.call(Registry, {:stage, stage_opts(source)}, 20_000) end)
     ]
 
+    count = length(staged)
+    data = {:data, "data #{number} #{count}"}
+    # A few that are not gathered in one piece, too.
+    size = if rem(count, 100) < 5, do: 600_000, else: 10
+    stream = {:stream, ["stream #{number} #{count}", :binary.copy("a", size)]}
+    results = for(source <- [data, stream], do: Codex.Files.stage(source, name: "n")) ++ results
+
     # What expires at once, and everything else that can be asked.
     Codex.Files.stage(write(folder, "worker #{number}", "gone #{length(staged)}"), ttl_ms: 0)
     Codex.Files.force_cleanup()

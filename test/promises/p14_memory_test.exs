@@ -72,4 +72,62 @@ defmodule Codex.Files.P14MemoryTest do
     assert length(for {:ok, _attachment} <- staged, do: :ok) == 8
     assert peak(vm) - idle < 16 * @mib
   end
+
+  test "staging a stream of 256 MiB needs at most 16 MiB, new and known", context do
+    %{vm: vm, idle: idle} = context
+
+    # Each piece is new in memory, as what is read of a file is, and some are lists.
+    stage =
+      quote do
+        pieces =
+          Stream.map(1..4096, fn number ->
+            if rem(number, 3) == 0,
+              do: List.duplicate(<<number::32>>, 16_384),
+              else: :binary.copy(<<number::32>>, 16_384)
+          end)
+
+        Codex.Files.stage({:stream, pieces}, name: "name")
+      end
+
+    for _ <- 1..2 do
+      {:ok, attachment} = ChildVM.eval(vm, stage)
+      assert attachment.size == 256 * @mib
+      assert peak(vm) - idle < 16 * @mib
+    end
+  end
+
+  test "staging 256 MiB of many small parts needs at most 16 MiB, new and known", context do
+    %{vm: vm, idle: idle} = context
+
+    for source <- [:data, :stream], _ <- 1..2 do
+      # Half a MiB of parts, which is the same each time, takes little memory itself.
+      stage =
+        quote do
+          part = List.duplicate(["some bytes", ?., [" and some more" | " of them"]], 16_384)
+          list = List.duplicate(part, 496)
+          source = if unquote(source) == :data, do: list, else: [list]
+          Codex.Files.stage({unquote(source), source}, name: "name")
+        end
+
+      {:ok, attachment} = ChildVM.eval(vm, stage)
+      assert attachment.size > 255 * @mib
+      assert peak(vm) - idle < 16 * @mib
+    end
+  end
+
+  test "staging a binary of 256 MiB needs at most 16 MiB beyond it", context do
+    %{vm: vm, idle: idle} = context
+
+    for _ <- 1..2 do
+      stage =
+        quote do
+          binary = :binary.copy("0123456789abcdef", 16 * 1024 * 1024)
+          Codex.Files.stage({:data, binary}, name: "name")
+        end
+
+      {:ok, attachment} = ChildVM.eval(vm, stage)
+      assert attachment.size == 256 * @mib
+      assert peak(vm) - idle < (256 + 16) * @mib
+    end
+  end
 end

@@ -257,6 +257,7 @@ defmodule Codex.Files.P18PanicsTest do
           {"copier", stage_data},
           {"published", stage_data},
           {"hash", stage_stream(large)},
+          {"write", stage_stream(large)},
           {"published", stage_stream(large)}
         ] do
       assert {point, panicking(context, point, call)} == {point, panicked(point)}

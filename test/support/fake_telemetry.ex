@@ -26,4 +26,13 @@ defmodule Codex.Files.FakeTelemetry do
       :persistent_term.erase(__MODULE__)
     end)
   end
+
+  @doc "Whether each staging since the last call found its content known, in order."
+  def cached do
+    receive do
+      {:telemetry, [:codex, :attachment, :staged], _, %{cached?: cached?}} -> [cached? | cached()]
+    after
+      0 -> []
+    end
+  end
 end

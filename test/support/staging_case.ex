@@ -175,6 +175,13 @@ defmodule Codex.Files.StagingCase do
     end
   end
 
+  @doc "The names of the files in the registries' own directories, of what is staged and on its way."
+  def files_in_areas(staging_dir) do
+    for path <- files_below(staging_dir),
+        not String.ends_with?(path, "/"),
+        do: Path.basename(path)
+  end
+
   # Names that are no valid UTF-8 come as binaries, the others as character lists.
   defp raw(name) when is_list(name), do: List.to_string(name)
   defp raw(name), do: name

@@ -78,6 +78,10 @@ enum From {
     File,
     /// Bytes in memory.
     Data,
+    /// The same, in pieces of a third of a large content.
+    Stream,
+    /// The same, and its file is removed from outside in the middle.
+    LostStream,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,7 +112,7 @@ const SPARSE: usize = 2 * LARGE + BLOCK;
 
 const BLOCK: usize = 4096;
 
-const SCENES: [Scene; 20] = [
+const SCENES: [Scene; 26] = [
     scene("first", SMALL, To::Area, Before::Nothing),
     scene("small", SMALL, To::Area, Before::Another),
     scene("known", SMALL, To::Area, Before::Staged),
@@ -132,6 +136,12 @@ const SCENES: [Scene; 20] = [
     data("data-large-first", LARGE, Before::Nothing),
     data("data-large-known", LARGE, Before::Staged),
     data("data-large-lost", LARGE, Before::Lost),
+    stream("stream-first", SMALL, Before::Nothing),
+    stream("stream", LARGE, Before::Another),
+    stream("stream-known", LARGE, Before::Staged),
+    stream("stream-lost", LARGE, Before::Lost),
+    lost_stream("lost-stream", Before::Another),
+    lost_stream("lost-stream-known", Before::Staged),
     scene("sparse", SPARSE, To::Area, Before::Another),
     scene("elsewhere-sparse", SPARSE, To::Elsewhere, Before::Another),
 ];
@@ -140,6 +150,20 @@ const fn data(name: &'static str, size: usize, before: Before) -> Scene {
     Scene {
         from: From::Data,
         ..scene(name, size, To::Area, before)
+    }
+}
+
+const fn stream(name: &'static str, size: usize, before: Before) -> Scene {
+    Scene {
+        from: From::Stream,
+        ..scene(name, size, To::Area, before)
+    }
+}
+
+const fn lost_stream(name: &'static str, before: Before) -> Scene {
+    Scene {
+        from: From::LostStream,
+        ..scene(name, LARGE, To::Area, before)
     }
 }
 
@@ -224,6 +248,15 @@ impl Scene {
         let source = lab.root.join("source");
         match self.to {
             To::Area if self.from == From::Data => lab.stage_data(self.content()),
+            To::Area if self.from == From::Stream => lab.stage_stream(self.content(), LARGE / 3),
+            To::Area if self.from == From::LostStream => {
+                lab.stage_stream_while(self.content(), LARGE / 3, || {
+                    let files = tree(&lab.staging_path()).into_keys();
+                    let mut scratch =
+                        files.filter(|path| path.to_string_lossy().contains("/.staging-"));
+                    scratch.try_for_each(fs::remove_file).unwrap();
+                })
+            }
             To::Area => lab.stage_file_as(&source, name),
             To::Elsewhere => lab.stage(b"a key", &source, &self.destination(lab)),
             To::ElsewhereVerified => lab.stage(&self.key(), &source, &self.destination(lab)),

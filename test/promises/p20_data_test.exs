@@ -1,7 +1,7 @@
-defmodule Codex.Files.P20SourcesTest do
+defmodule Codex.Files.P20DataTest do
   @moduledoc """
   P20: a source can be a path, bytes in memory or a stream, with the same guarantees: whole or not at
-  all, constant memory, nothing left behind when the caller dies in the middle.
+  all, constant memory, nothing left behind when the caller dies in the middle. Here: bytes in memory.
   """
 
   use Codex.Files.StagingCase, async: false
@@ -15,14 +15,8 @@ defmodule Codex.Files.P20SourcesTest do
   defp stage(source, opts \\ []),
     do: Codex.Files.stage(source, Keyword.put_new(opts, :name, "name.bin"))
 
-  # Bytes that no other test stages, and that differ from place to place.
-  defp bytes(size), do: :rand.bytes(size)
-
-  defp in_areas(staging_dir) do
-    for path <- files_below(staging_dir),
-        not String.ends_with?(path, "/"),
-        do: Path.basename(path)
-  end
+  # That no other test stages, and that differ from place to place.
+  defp bytes(size), do: :crypto.strong_rand_bytes(size)
 
   describe "bytes in memory" do
     test "are staged under their checksum, private to their owner", context do
@@ -39,7 +33,7 @@ defmodule Codex.Files.P20SourcesTest do
       end
 
       assert Codex.Files.reset!() == :ok
-      assert in_areas(context.staging_dir) == []
+      assert files_in_areas(context.staging_dir) == []
     end
 
     test "can be any iodata", %{folder: folder} do
@@ -106,10 +100,10 @@ defmodule Codex.Files.P20SourcesTest do
         attachments = for {:ok, attachment} <- Task.await_many(tasks, 30_000), do: attachment
         assert [_] = attachments |> Enum.map(& &1.path) |> Enum.uniq()
         assert length(attachments) == 20
-        assert Enum.count(cached(), &(not &1)) == 1
+        assert Enum.count(FakeTelemetry.cached(), &(not &1)) == 1
       end
 
-      assert length(in_areas(context.staging_dir)) == 2
+      assert length(files_in_areas(context.staging_dir)) == 2
     end
 
     test "are kept as long as their owner lives", _context do
@@ -140,7 +134,7 @@ defmodule Codex.Files.P20SourcesTest do
       # Whole, or not at all.
       eventually(fn ->
         Codex.Files.force_cleanup()
-        in_areas(context.staging_dir) == ["name.bin"]
+        files_in_areas(context.staging_dir) == ["name.bin"]
       end)
     end
 
@@ -177,7 +171,7 @@ defmodule Codex.Files.P20SourcesTest do
 
       assert Codex.Files.metrics() == metrics
       assert Codex.Files.list_staged() == [kept]
-      assert in_areas(context.staging_dir) == ["name.bin"]
+      assert files_in_areas(context.staging_dir) == ["name.bin"]
     end
 
     test "need a registry that does its own file operations", _context do
@@ -188,38 +182,45 @@ defmodule Codex.Files.P20SourcesTest do
     end
   end
 
-  describe "a stream" do
-    test "is staged under the checksum of all that it gives, private to its owner", context do
-      for size <- [0, 1, @small, @large - 1, @large, 600_000, 3_000_000, 20_000_000] do
-        bytes = bytes(size)
-        assert {:ok, attachment} = stage({:stream, pieces(bytes, 65_536)}, ttl_ms: 60_000)
-        assert %Attachment{name: "name.bin", size: ^size, ttl_ms: 60_000} = attachment
-        assert attachment.checksum == sha256(bytes)
-        assert File.read!(attachment.path) == bytes
-        assert mode(attachment.path) == 0o400
-        assert attachment in Codex.Files.list_staged()
+  describe "a long list of bytes in memory" do
+    test "is staged, and written only if it is new", _context do
+      # More than 8 MiB.
+      list = List.duplicate([bytes(100), [?b, "yte" | "s"]], 90_000)
+      bytes = IO.iodata_to_binary(list)
+      {:ok, known} = stage({:data, "something"})
+      area = known.path |> Path.dirname() |> Path.dirname()
+      assert {:ok, first} = stage({:data, list}, ttl_ms: 60_000)
+      assert File.read!(first.path) == bytes
+      changed = last_change(area)
+
+      assert {:ok, again} = stage({:data, list}, ttl_ms: 120_000)
+      assert {again.path, again.ttl_ms} == {first.path, 120_000}
+      assert {:ok, ^again} = Codex.Files.fetch(first.id)
+      assert last_change(area) == changed
+
+      File.rm!(first.path)
+      assert {:ok, lost} = stage({:data, list})
+      assert File.read!(lost.path) == bytes
+      assert Codex.Files.temporary({:data, list}, [name: "n"], & &1.name) == {:ok, "n"}
+    end
+
+    test "is refused as a short one is", context do
+      long = List.duplicate("0123456789abcdef", 600_000)
+
+      for tail <- [[256], 98, [:a], [nil], [<<1::3>>]] do
+        list = long ++ tail
+        assert stage({:data, list}) == {:error, {:invalid_option, :source, list}}
       end
 
-      assert Codex.Files.reset!() == :ok
-      assert in_areas(context.staging_dir) == []
-    end
-  end
+      for {opts, reason} <- [
+            {[], {:missing_option, :name}},
+            {[name: ".."], {:invalid_name, ".."}},
+            {[name: "n", ttl_ms: 1.5], {:invalid_ttl, 1.5}}
+          ] do
+        assert Codex.Files.stage({:data, long}, opts) == {:error, reason}
+      end
 
-  # As a stream, each piece of so many bytes.
-  defp pieces(bytes, size) do
-    Stream.unfold(bytes, fn
-      "" -> nil
-      <<piece::binary-size(size), rest::binary>> -> {piece, rest}
-      rest -> {rest, ""}
-    end)
-  end
-
-  # Of each staging that there was, whether it found its content known.
-  defp cached do
-    receive do
-      {:telemetry, [:codex, :attachment, :staged], _, %{cached?: cached?}} -> [cached? | cached()]
-    after
-      0 -> []
+      assert files_in_areas(context.staging_dir) == []
     end
   end
 
