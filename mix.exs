@@ -36,9 +36,13 @@ defmodule Codex.Files.MixProject do
     [
       licenses: ["MIT"],
       links: %{"Codex" => "https://github.com/openai/codex"},
-      # The native library is built where it is used: the Rust sources and the lock file belong to the package.
-      files: ~w(lib native Cargo.toml Cargo.lock mix.exs .formatter.exs README.md CHANGELOG.md
-           CONTRIBUTING.md LICENSE guides bench/README.md bench/results/chart.svg)
+      # The native library is built where it is used: the Rust sources and the lock file belong to the package,
+      # and what the manifests of the crates name.
+      files: ~w(lib mix.exs Cargo.toml Cargo.lock
+           native/codex_files/Cargo.toml native/codex_files/src native/codex_files/benches
+           native/codex_files_nif/Cargo.toml native/codex_files_nif/build.rs
+           native/codex_files_nif/src native/codex_files_nif/examples
+           README.md CHANGELOG.md LICENSE THIRD_PARTY_LICENSES.md)
     ]
   end
 

@@ -3,6 +3,7 @@
 //!
 //! `INTERLEAVINGS` says how many schedules of each kind are run for each scene.
 
+#![cfg(feature = "shuttle")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::HashMap;

@@ -2,6 +2,7 @@
 //! clear error, nothing in part at a published path (P4), the manifest agrees with the disk, and
 //! nothing is left behind for longer than till the next start.
 
+#![cfg(feature = "fault-injection")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod common;
