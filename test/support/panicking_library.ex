@@ -9,10 +9,24 @@ defmodule Codex.Files.PanickingLibrary do
   @doc """
   Builds it below `folder`, and returns the directory of its modules.
 
-  Cargo builds where it has built the native part that the tests run with: most of it is there. It
-  links that again when it is next asked to, since both have one name; the installed one stays.
+  Where the library is tried that `bin/precompile` makes, `CODEX_FILES_PANICKING_NIF` names one with that
+  native part which was made in the same way.
   """
   def build(folder) do
+    library = System.get_env("CODEX_FILES_PANICKING_NIF") || build_with_cargo()
+
+    app = Path.join(folder, "codex_files")
+    native = Path.join(app, "priv/native")
+    File.mkdir_p!(native)
+    File.cp!(library, Path.join(native, "libcodex_files_nif.so"))
+    ebin = Path.join(app, "ebin")
+    File.ln_s!(Application.app_dir(:codex_files, "ebin"), ebin)
+    ebin
+  end
+
+  # Cargo builds where it has built the native part that the tests run with: most of it is there. It
+  # links that again when it is next asked to, since both have one name; the installed one stays.
+  defp build_with_cargo do
     cargo = System.get_env("CARGO", "cargo")
     target = Path.join(Mix.Project.app_path(), "cargo")
 
@@ -24,13 +38,6 @@ defmodule Codex.Files.PanickingLibrary do
     {output, status} = System.cmd(cargo, args, cd: @root, stderr_to_stdout: true)
     assert status == 0, output
     [_, library] = Regex.run(~r/"([^"]*libcodex_files_nif\.(?:so|dylib))"/, output)
-
-    app = Path.join(folder, "codex_files")
-    native = Path.join(app, "priv/native")
-    File.mkdir_p!(native)
-    File.cp!(library, Path.join(native, "libcodex_files_nif.so"))
-    ebin = Path.join(app, "ebin")
-    File.ln_s!(Application.app_dir(:codex_files, "ebin"), ebin)
-    ebin
+    library
   end
 end
