@@ -169,9 +169,11 @@ defmodule Codex.Files.StagingCase do
   defp below(folder, name) do
     path = Path.join(folder, name)
 
-    case File.lstat!(path).type do
-      :directory -> [name <> "/" | Enum.map(files_below(path), &"#{name}/#{&1}")]
-      _type -> [name]
+    case File.lstat(path) do
+      {:ok, %{type: :directory}} -> [name <> "/" | Enum.map(files_below(path), &"#{name}/#{&1}")]
+      {:ok, _stat} -> [name]
+      # It has gone since it was listed.
+      {:error, :enoent} -> []
     end
   end
 
