@@ -41,6 +41,7 @@ const NO_FAULT: Plan = Plan {
     times: 0,
     failure: Failure::Error(Errno::EIO),
     write_limit: usize::MAX,
+    without: None,
 };
 
 /// Errors without a meaning of their own: they must come out as they went in.
@@ -72,6 +73,8 @@ struct Scene {
     size: usize,
     to: To,
     before: Before,
+    /// A call that the file system has not.
+    without: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -106,6 +109,10 @@ enum Before {
     Lost,
     /// The same, and is staged again under another name.
     LostUnderAnotherName,
+    /// The file has been staged, and is staged under another name.
+    UnderAnotherName,
+    /// The file has been staged under two names, and the first one was removed from outside.
+    FirstNameLost,
 }
 
 /// Data between holes, of which each is more than a small file has.
@@ -113,7 +120,7 @@ const SPARSE: usize = 2 * LARGE + BLOCK;
 
 const BLOCK: usize = 4096;
 
-const SCENES: [Scene; 26] = [
+const SCENES: [Scene; 31] = [
     scene("first", SMALL, To::Area, Before::Nothing),
     scene("small", SMALL, To::Area, Before::Another),
     scene("known", SMALL, To::Area, Before::Staged),
@@ -131,6 +138,16 @@ const SCENES: [Scene; 26] = [
     ),
     scene("elsewhere-large", LARGE, To::Elsewhere, Before::Another),
     scene("elsewhere-lost", SMALL, To::Elsewhere, Before::Lost),
+    scene("linked", SMALL, To::Area, Before::UnderAnotherName),
+    scene(
+        "linked-elsewhere",
+        SMALL,
+        To::ElsewhereVerified,
+        Before::UnderAnotherName,
+    ),
+    scene("relinked", SMALL, To::Area, Before::FirstNameLost),
+    scene("copied", SMALL, To::Area, Before::UnderAnotherName).without("link"),
+    scene("recopied", SMALL, To::Area, Before::LostUnderAnotherName).without("link"),
     data("data-first", SMALL, Before::Nothing),
     data("data-known", SMALL, Before::Staged),
     data("data-lost", SMALL, Before::Lost),
@@ -175,10 +192,18 @@ const fn scene(name: &'static str, size: usize, to: To, before: Before) -> Scene
         size,
         to,
         before,
+        without: None,
     }
 }
 
 impl Scene {
+    const fn without(self, call: &'static str) -> Self {
+        Self {
+            without: Some(call),
+            ..self
+        }
+    }
+
     fn content(&self) -> &'static [u8] {
         static SMALL_CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
         static LARGE_CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
@@ -222,14 +247,15 @@ impl Scene {
             let other = lab.source("other", b"another content");
             staged(lab.stage_file(&other));
         }
-        if matches!(
-            self.before,
-            Before::Staged | Before::Lost | Before::LostUnderAnotherName
-        ) {
-            let attachment = staged(self.play(lab));
-            if self.before != Before::Staged {
-                fs::remove_file(&attachment.file.path).unwrap();
-            }
+        if matches!(self.before, Before::Nothing | Before::Another) {
+            return;
+        }
+        let attachment = staged(self.play(lab));
+        if self.before == Before::FirstNameLost {
+            staged(self.play_as(lab, "another name"));
+        }
+        if !matches!(self.before, Before::Staged | Before::UnderAnotherName) {
+            fs::remove_file(&attachment.file.path).unwrap();
         }
     }
 
@@ -238,10 +264,10 @@ impl Scene {
     }
 
     fn play_again(&self, lab: &Lab) -> Outcome {
-        if self.before == Before::LostUnderAnotherName {
-            self.play_as(lab, "another name")
-        } else {
-            self.play(lab)
+        match self.before {
+            Before::LostUnderAnotherName => self.play_as(lab, "another name"),
+            Before::UnderAnotherName => lab.stage_file_as(&lab.root.join("source"), "another name"),
+            _ => self.play(lab),
         }
     }
 
@@ -267,9 +293,18 @@ impl Scene {
     fn calls(&self) -> Vec<&'static str> {
         let lab = Lab::new();
         self.set(&lab);
-        let (outcome, calls) = fault::run(NO_FAULT, || self.play_again(&lab));
+        let plan = self.plan(NO_FAULT);
+        let (outcome, calls) = fault::run(plan, || self.play_again(&lab));
         staged(outcome);
         calls
+    }
+
+    /// The plan, on the file system of the scene.
+    fn plan(&self, plan: Plan) -> Plan {
+        Plan {
+            without: self.without,
+            ..plan
+        }
     }
 
     /// Plays it under a plan and looks at what is left.
@@ -282,6 +317,7 @@ impl Scene {
     fn suffer_and_name(&self, plan: Plan) -> (Option<&'static str>, Result<(), Error>) {
         let mut lab = Lab::new();
         self.set(&lab);
+        let plan = self.plan(plan);
         let (outcome, calls) = fault::run(plan, || self.play_again(&lab));
         let about = || format!("{} under {plan:?}: {calls:?}, {outcome:?}", self.name);
 
@@ -337,24 +373,26 @@ impl Scene {
 
     /// One failed call is tidied up after at once: only what was there before is there.
     fn assert_tidy(&self, lab: &Lab, about: &str) {
+        let was_there =
+            self.to != To::Area && matches!(self.before, Before::Lost | Before::UnderAnotherName);
         let left: Vec<_> = tree(&lab.staging_path())
             .into_keys()
             .filter(|path| !lab.areas().contains(path))
             .filter(|path| {
                 !lab.attachments().iter().any(|attachment| {
-                    let file = &attachment.file.path;
-                    **file == **path || file.parent() == Some(path)
+                    let file = &attachment.file;
+                    let named = |name: &str| file.named(Some(name.as_bytes()));
+                    let mut names = [Some(file.clone()), named("name"), named("another name")]
+                        .into_iter()
+                        .flatten();
+                    file.path.parent() == Some(path) || names.any(|file| *file.path == **path)
                 })
             })
             // The record of a file that was lost is there till the file has another place.
-            .filter(|path| {
-                !(self.before == Before::Lost
-                    && self.to != To::Area
-                    && path.to_string_lossy().contains("elsewhere-0"))
-            })
+            .filter(|path| !(was_there && path.to_string_lossy().contains("elsewhere-0")))
             .collect();
         assert!(left.is_empty(), "{about}: left behind: {left:?}");
-        if self.to != To::Area && self.before != Before::Lost {
+        if self.to != To::Area && !was_there {
             let parent = lab.root.join("parent");
             assert!(
                 !parent.exists(),
@@ -404,8 +442,10 @@ fn p4_whichever_call_of_a_staging_fails_nothing_in_part_is_left() {
                                 || ["openat2", "unlink", "rmdir"].contains(&call)
                                 || ["clone", "seek_data", "seek_hole"].contains(&call)
                                 || (times == 1 && scene.tries_again_after(errno))
-                                || (call == "link" && errno == Errno::EXDEV)
-                                || (call == "copy_file_range"
+                                || scene.without == Some(call)
+                                // What cannot be linked is put in place anew.
+                                || (call == "link" && scene.before == Before::FirstNameLost)
+                                || (["link", "copy_file_range"].contains(&call)
                                     && [Errno::EXDEV, Errno::EACCES].contains(&errno)),
                             "{}: nobody heard that {call} failed with {errno}",
                             scene.name,
@@ -437,7 +477,10 @@ fn a_directory_that_goes_before_the_scratch_file_is_in_it_is_made_again() {
     let mut points = 0;
     for scene in SCENES.iter().filter(|scene| scene.to != To::Area) {
         let calls = scene.calls();
-        let record = calls.iter().position(|call| *call == "symlink").unwrap();
+        let Some(record) = calls.iter().position(|call| *call == "symlink") else {
+            // It is linked.
+            continue;
+        };
         for at in (record..calls.len()).filter(|&at| calls[at] == "create") {
             points += 1;
             let plan = Plan {
@@ -537,12 +580,12 @@ fn child_that_crashes() {
         .unwrap();
     let lab = Lab::in_dir(&dir).started();
     scene.set(&lab);
-    let plan = Plan {
+    let plan = scene.plan(Plan {
         at: variable("CODEX_FILES_TEST_CALL").parse().unwrap(),
         times: 1,
         failure: Failure::Crash,
         ..NO_FAULT
-    };
+    });
     let _ = fault::run(plan, || scene.play_again(&lab));
     std::process::abort();
 }
@@ -604,14 +647,19 @@ enum Removing {
     Stop,
 }
 
-/// Two attachments of each kind, all of them expired.
+/// Two attachments of each kind, all of them expired. One of each has two names.
 fn stage_some(lab: &mut Lab) {
     lab.retention = EXPIRED;
     for number in 0..2_u8 {
         let source = lab.source("source", &[number; 10]);
         staged(lab.stage_file(&source));
+        let elsewhere = lab.source("elsewhere", &[number; 11]);
         let destination = lab.root.join(format!("elsewhere {number}/file"));
-        staged(lab.stage(&[number], &source, &destination));
+        staged(lab.stage(&key(&[number; 11]), &elsewhere, &destination));
+        if number == 1 {
+            staged(lab.stage_file_as(&source, "another name"));
+            staged(lab.stage_file_as(&elsewhere, "another name"));
+        }
     }
 }
 
@@ -688,7 +736,7 @@ fn fail_to_remove(removing: Removing, plan: Plan, call: &str) {
         for attachment in all_paths(&lab) {
             // Whole, or gone.
             if attachment.exists() {
-                assert_eq!(fs::read(&attachment).unwrap().len(), 10);
+                assert_eq!(fs::read(&attachment).unwrap().len(), 11);
             }
         }
     }

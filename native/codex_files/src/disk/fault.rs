@@ -44,6 +44,8 @@ mod injected {
         pub failure: Failure,
         /// No write takes more bytes than this at once.
         pub write_limit: usize,
+        /// A call that the file system has not.
+        pub without: Option<&'static str>,
     }
 
     static ARMED: Mutex<Option<(Plan, Vec<&'static str>)>> = Mutex::new(None);
@@ -63,6 +65,9 @@ mod injected {
         };
         let number = calls.len();
         calls.push(call);
+        if plan.without == Some(call) {
+            return Err(Errno::EPERM);
+        }
         if (plan.at..plan.at.saturating_add(plan.times)).contains(&number) {
             match plan.failure {
                 Failure::Error(errno) => return Err(errno),

@@ -18,18 +18,24 @@ use super::sys;
 use crate::error::{Context, Error, FileType, Result};
 use crate::panics;
 
+/// What was attempted when there was no link.
+const LINK: &str = "link";
+
 /// Whether an error says that the file system has no links, or no more of this file.
 pub(crate) fn is_unsupported(error: &Error) -> bool {
     matches!(
-        error.errno(),
-        Some(
-            Errno::EPERM
+        error,
+        Error::Io {
+            action: LINK,
+            errno: Errno::EPERM
+                | Errno::EACCES
                 | Errno::EXDEV
                 | Errno::EMLINK
                 | Errno::EOPNOTSUPP
                 | Errno::ENOSYS
-                | Errno::EINVAL
-        )
+                | Errno::EINVAL,
+            ..
+        }
     )
 }
 
@@ -40,26 +46,12 @@ pub(crate) fn hard_link(
     name: &[u8],
 ) -> Result<StagedFile, PublishError> {
     let relative = relative(&file.checksum, name);
-    let linked = match link_over(file, area, &relative) {
-        // The first name in this area has no directory to go to yet.
-        Err(Errno::ENOENT) => area.in_checksum_dir(&file.checksum, |_| {
-            area.attempted("link", &relative, link_over(file, area, &relative))
-        }),
-        linked => area.attempted("link", &relative, linked),
-    };
-    linked?;
-    panics::point("linked");
-    // Through the whole path, as its readers go: it must lead to the same file. A file system that
-    // makes numbers up gives another one to each name, and what has that could not be told from a
-    // stranger.
     let path = area.path().join(&relative);
-    match sys::lstat(&path) {
-        Ok(stat) if Stamp::of(&stat) == file.stamp => {}
-        look => {
-            let _ = sys::unlink_at(area.dir(), &relative);
-            area.attempted("stat", &relative, look)?;
-            return Err(Error::io("link", &path, Errno::EXDEV).into());
-        }
+    let link = || link_and_look(file, area, &relative, &path);
+    match link() {
+        // The first name in this area has no directory to go to yet.
+        Err(PublishError::AreaLost) => area.in_checksum_dir(&file.checksum, |_| link())?,
+        linked => linked?,
     }
     Ok(StagedFile {
         checksum: file.checksum.clone(),
@@ -70,6 +62,27 @@ pub(crate) fn hard_link(
         place: Place::Area(area.clone()),
         names: Names::new(file.is_executable()),
     })
+}
+
+fn link_and_look(
+    file: &StagedFile,
+    area: &Area,
+    relative: &Path,
+    path: &Path,
+) -> Result<(), PublishError> {
+    area.attempted(LINK, relative, link_over(file, area, relative))?;
+    panics::point("linked");
+    // Through the whole path, as its readers go: it must lead to the same file. A file system that
+    // makes numbers up gives another one to each name, and what has that could not be told from a
+    // stranger.
+    match sys::lstat(path) {
+        Ok(stat) if Stamp::of(&stat) == file.stamp => Ok(()),
+        look => {
+            let _ = sys::unlink_at(area.dir(), relative);
+            area.attempted("stat", relative, look)?;
+            Err(Error::io(LINK, path, Errno::EXDEV).into())
+        }
+    }
 }
 
 /// Links a file to a place in an area, where nobody may be promised anything else.

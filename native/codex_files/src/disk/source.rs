@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::stat::{FileStat, Mode, SFlag, mode_t};
+use nix::sys::stat::{FileStat, Mode, SFlag};
 use sha2::{Digest, Sha256};
 
 use super::buffer::Buffer;
@@ -48,24 +48,17 @@ pub(crate) fn look(path: &Path) -> Result<FileStat> {
     Ok(stat)
 }
 
-/// Whether the owner may execute a file of this mode.
-pub(crate) fn is_executable(mode: mode_t) -> bool {
-    Mode::from_bits_truncate(mode).contains(Mode::S_IXUSR)
-}
-
-/// The state of a regular file, and whether its owner may execute it, if caches can tell; nothing is
-/// waited for.
+/// The state of a regular file, if caches can tell; nothing is waited for.
 #[cfg(target_os = "linux")]
-pub(crate) fn glance(path: &Path) -> Option<(Fingerprint, bool)> {
+pub(crate) fn glance(path: &Path) -> Option<Fingerprint> {
     let stat = sys::stat_cached(path).ok()?;
-    let mode = stat.stx_mode.into();
-    let kind = SFlag::from_bits_truncate(mode) & SFlag::S_IFMT;
-    (kind == SFlag::S_IFREG).then(|| (Fingerprint::of_statx(&stat), is_executable(mode)))
+    let kind = SFlag::from_bits_truncate(stat.stx_mode.into()) & SFlag::S_IFMT;
+    (kind == SFlag::S_IFREG).then(|| Fingerprint::of_statx(&stat))
 }
 
 /// Other systems do not say what their caches hold.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn glance(_path: &Path) -> Option<(Fingerprint, bool)> {
+pub(crate) fn glance(_path: &Path) -> Option<Fingerprint> {
     None
 }
 
@@ -119,7 +112,7 @@ impl<'a> Source<'a> {
 
     /// Whether its owner may execute it.
     pub(crate) fn is_executable(&self) -> bool {
-        is_executable(self.stat.st_mode)
+        Mode::from_bits_truncate(self.stat.st_mode).contains(Mode::S_IXUSR)
     }
 
     /// Whether it would have other times, had it changed since it was opened.

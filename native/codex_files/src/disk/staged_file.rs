@@ -1,5 +1,6 @@
 //! A staged file: where it is, whether it still is, and how it goes.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
@@ -99,6 +100,15 @@ impl StagedFile {
         self.bytes().saturating_mul(files)
     }
 
+    /// The bytes of what is still there, under whatever name.
+    pub(crate) fn kept(&self) -> u64 {
+        let others = self.others();
+        let files = others.iter().map(|other| &**other).chain([self]);
+        let there = files.filter(|file| file.is_intact());
+        let there: HashSet<_> = there.map(|file| file.stamp.id()).collect();
+        self.bytes().saturating_mul(there.len() as u64)
+    }
+
     /// Bytes, as they were written, under one name.
     pub(crate) fn bytes(&self) -> u64 {
         self.stamp.size()
@@ -122,8 +132,13 @@ impl StagedFile {
     pub fn named(self: &Arc<Self>, name: Option<&[u8]>) -> Option<Arc<Self>> {
         match name.filter(|name| !self.is_called(name)) {
             None => Some(self.clone()),
-            Some(name) => self.names.find(|other| *other.name == *name),
+            Some(name) => self.other(name),
         }
+    }
+
+    /// The file under another name than its first one.
+    fn other(&self, name: &[u8]) -> Option<Arc<Self>> {
+        self.names.find(|other| *other.name == *name)
     }
 
     /// Whether its first name is this one, and the last component of its path, which may be another
@@ -134,16 +149,18 @@ impl StagedFile {
     }
 
     /// Whether a staging finds it as it wants to, and it is there, as it was written.
-    pub(crate) fn has(self: &Arc<Self>, want: &Want<'_>) -> bool {
-        let file = self.named(want.name.as_deref());
-        self.is_executable_as(want) && file.is_some_and(|file| file.is_intact())
+    pub(crate) fn has(&self, want: &Want<'_>) -> bool {
+        self.is_executable_as(want)
+            && match want.name.as_deref().filter(|name| !self.is_called(name)) {
+                None => self.is_intact(),
+                Some(name) => self.other(name).is_some_and(|other| other.is_intact()),
+            }
     }
 
     /// The same, if it is there under its first name.
-    pub(crate) fn has_too(self: &Arc<Self>, want: &Want<'_>) -> bool {
-        let file = self.named(want.name.as_deref());
-        let is_there = |file: Arc<Self>| Arc::ptr_eq(&file, self) || file.is_intact();
-        self.is_executable_as(want) && file.is_some_and(is_there)
+    pub(crate) fn has_too(&self, want: &Want<'_>) -> bool {
+        let first = || want.name.as_deref().is_none_or(|name| self.is_called(name));
+        self.is_executable_as(want) && (first() || self.has(want))
     }
 
     pub(crate) fn is_executable_as(&self, want: &Want<'_>) -> bool {

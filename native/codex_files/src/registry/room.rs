@@ -39,7 +39,11 @@ fn reserve_at_most(
         registry.tell_removed(why, report);
         forget_removed(registry);
     };
-    let (reservation, took_over) = reserve_in(&registry.manifest, bytes, lost, at_most, remove)?;
+    // What is there of it under another name stays there.
+    let kept = lost.map_or(0, |lost| lost.kept());
+    let all = bytes.saturating_add(kept);
+    let (reservation, took_over) = reserve_in(&registry.manifest, all, lost, at_most, remove)
+        .map_err(|error| of_all(error, bytes))?;
     if let Some(lost) = lost.filter(|_| took_over) {
         lost.clear_away();
     }
@@ -90,16 +94,18 @@ fn grow_at_most(
     more: u64,
     at_most: WhenFull,
 ) -> Result<()> {
-    let before = reservation.bytes();
-    let added = reserve_at_most(registry, more, None, at_most).map_err(|error| match error {
-        Error::OverBudget { size, max_bytes } => Error::OverBudget {
-            size: size.saturating_add(before),
-            max_bytes,
-        },
-        error => error,
-    })?;
-    reservation.add(added);
+    let all = reservation.bytes().saturating_add(more);
+    let added = reserve_at_most(registry, more, None, at_most);
+    reservation.add(added.map_err(|error| of_all(error, all))?);
     Ok(())
+}
+
+/// The error, of all that was to be stored.
+fn of_all(error: Error, size: u64) -> Error {
+    match error {
+        Error::OverBudget { max_bytes, .. } => Error::OverBudget { size, max_bytes },
+        error => error,
+    }
 }
 
 /// What is reserved for a source. The system may not say how large it is: then it grows with what is

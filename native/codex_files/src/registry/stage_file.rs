@@ -60,12 +60,13 @@ pub fn refresh(
     keep: Keep,
 ) -> std::result::Result<Attachment, Miss> {
     let recognition = registry.recognition.as_ref().ok_or(Miss::Unseen)?;
-    let (seen, executable) = source::glance(source).ok_or(Miss::Unseen)?;
+    let seen = source::glance(source).ok_or(Miss::Unseen)?;
     let file = recognition.find(&seen, Likeness::Proof).ok_or(Miss::New)?;
     if !file.named(Some(name)).is_some_and(|file| file.is_local()) {
         return Err(Miss::Unseen);
     }
-    renew(registry, &file, keep, &Want::named(name, executable)).ok_or(Miss::Unseen)
+    // Its mode is what it was when it was read, and what follows from that was done then.
+    renew(registry, &file, keep, &Want::named(name, false)).ok_or(Miss::Unseen)
 }
 
 /// Stages a file under its own digest. `miss` is what a glance has told of it just now: a file that
@@ -78,10 +79,10 @@ pub fn stage_file(
 ) -> Answer {
     answer(|| {
         if miss == Miss::Unseen {
-            let stat = source::look(&request.source)?;
-            let ask = request.to.ask(source::is_executable(stat.st_mode));
-            let unchanged = stage_unchanged(registry, &Fingerprint::of(&stat), &ask, make_waiter);
-            if let Some(answer) = unchanged {
+            let seen = Fingerprint::of(&source::look(&request.source)?);
+            // As in `refresh`.
+            let ask = request.to.ask(false);
+            if let Some(answer) = stage_unchanged(registry, &seen, &ask, make_waiter) {
                 return Ok(answer);
             }
         }
