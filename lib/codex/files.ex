@@ -377,6 +377,43 @@ defmodule Codex.Files do
   end
 
   @doc """
+  Reads every staged file, and tells which are not what they were when they were staged.
+
+  Returns `{:ok, count}`, or `{:error, {:damaged, [{path, reason}]}}` with these reasons:
+
+    * `{:checksum_mismatch, actual}` - the content is another, of the digest `actual`
+    * `:enoent` - it has gone; another name of what is there may be gone, it is made anew when it is
+      asked for
+    * `:changed` - its size or its times are others. Only what was staged under a key that is no digest has
+      this reason: it is looked at and not read
+    * `:eacces`, `:eio` and the like - it cannot be read; `:eloop`, `:eisdir` or
+      `{:unsupported_file_type, type}` - something else is in its place
+
+  What is damaged stays listed, is not staged to `fetch/2`, and is copied anew when its content is next staged.
+  Staging goes on meanwhile; what is staged after the beginning may not be read, and what is removed is not
+  damaged. Fails with `:emfile`, `:enfile` or `:enomem` if the system does not let it read.
+
+  ## Examples
+
+      iex> {:ok, attachment} = Codex.Files.stage({:data, "some notes"}, name: "notes.txt")
+      iex> {:ok, count} = Codex.Files.verify()
+      iex> count > 0
+      true
+      iex> File.rm!(attachment.path)
+      iex> Codex.Files.verify()
+      {:error, {:damaged, [{attachment.path, :enoent}]}}
+      iex> {:ok, _attachment} = Codex.Files.stage({:data, "some notes"}, name: "notes.txt")
+      iex> Codex.Files.verify() == {:ok, count}
+      true
+
+  """
+  @spec verify(registry()) ::
+          {:ok, count :: non_neg_integer()}
+          | {:error, {:damaged, [{Path.t(), reason :: term()}]} | term()}
+  def verify(registry \\ Registry),
+    do: with_registry(registry, &NativeRegistry.verify/1, &not_supported/1)
+
+  @doc """
   Removes the attachments that have expired now, instead of at the next cleanup.
 
   An attachment whose file cannot be removed stays listed, and the result is

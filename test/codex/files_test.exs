@@ -590,7 +590,9 @@ defmodule Codex.FilesTest do
                temporary: 2,
                temporary: 3,
                unstage: 1,
-               unstage: 2
+               unstage: 2,
+               verify: 0,
+               verify: 1
              ]
     end
   end

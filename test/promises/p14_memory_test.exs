@@ -28,7 +28,7 @@ defmodule Codex.Files.P14MemoryTest do
     String.to_integer(kib) * 1024
   end
 
-  test "staging 256 MiB needs at most 16 MiB, new, known, and under a checksum", context do
+  test "256 MiB need at most 16 MiB, new, known, under a checksum, and to be verified", context do
     %{vm: vm, idle: idle, folder: folder} = context
     large = large_file(folder, "large", 256 * @mib)
     checksum = "a6d72ac7690f53be6ae46ba88506bd97302a093f7108472bd9efc3cefda06484"
@@ -52,6 +52,8 @@ defmodule Codex.Files.P14MemoryTest do
       })
 
     {:ok, _attachment} = ChildVM.eval(vm, quote(do: Codex.Files.Registry.stage(unquote(opts))))
+    assert peak(vm) - idle < 16 * @mib
+    assert {:ok, 3} = ChildVM.eval(vm, quote(do: Codex.Files.verify()))
     assert peak(vm) - idle < 16 * @mib
   end
 

@@ -220,6 +220,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
         try_metrics: [handle],
         fetch: [handle, "id"],
         try_fetch: [handle, "id"],
+        verify: [handle, make_ref()],
         release: [handle, "id", self()],
         temporary_owner: [handle],
         end_owner: [Native.temporary_owner(handle)],

@@ -151,6 +151,7 @@ defmodule Codex.Files.P18PanicsTest do
             try_metrics: [handle],
             fetch: [handle, "id"],
             try_fetch: [handle, "id"],
+            verify: [handle, make_ref()],
             release: [handle, "id", self()],
             temporary_owner: [handle],
             end_owner: [Native.temporary_owner(handle)],
@@ -200,6 +201,7 @@ defmodule Codex.Files.P18PanicsTest do
           {"list", quote(do: Codex.Files.list_staged_result())},
           {"try_metrics", quote(do: Codex.Files.metrics())},
           {"try_fetch", quote(do: Codex.Files.fetch("id"))},
+          {"verify", quote(do: Codex.Files.verify())},
           {"release", quote(do: Codex.Files.release("id"))},
           {"temporary_owner", quote(do: Codex.Files.temporary(unquote(small), & &1))},
           {"unstage", quote(do: Codex.Files.unstage("id"))},
@@ -258,6 +260,11 @@ defmodule Codex.Files.P18PanicsTest do
           {"published", stage_data},
           {"hash", stage_stream(large)},
           {"write", stage_stream(large)},
+          # More often than there are threads for it.
+          {"verify", quote(do: Codex.Files.verify())},
+          {"verify", quote(do: Codex.Files.verify())},
+          {"verify", quote(do: Codex.Files.verify())},
+          {"reply", quote(do: Codex.Files.verify())},
           {"published", stage_stream(large)}
         ] do
       assert {point, panicking(context, point, call)} == {point, panicked(point)}

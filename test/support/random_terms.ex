@@ -92,7 +92,7 @@ defmodule Codex.Files.RandomTerms do
     name = fn -> Enum.random([:error, {:ok, "name"}]) end
     miss = fn -> Enum.random([:new, :unseen]) end
 
-    case :rand.uniform(28) do
+    case :rand.uniform(29) do
       1 -> {:open, open()}
       2 -> {:stop, [stoppable(), make_ref()]}
       3 -> {:purge, [handle, dir]}
@@ -117,6 +117,7 @@ defmodule Codex.Files.RandomTerms do
       26 -> {:write_stream, [stream(handle, dir), [:rand.bytes(9), "more"], make_ref()]}
       27 -> {:commit_stream, [stream(handle, dir), make_ref()]}
       28 -> {:abort_stream, [stream(handle, dir)]}
+      29 -> {:verify, [handle, make_ref()]}
     end
   end
 

@@ -2,7 +2,7 @@ defmodule Codex.Files.ErrorMessage do
   @moduledoc false
   # The English of every reason, in one place.
 
-  # How many of the files that could not be removed are named.
+  # How many of the files that could not be removed, or are damaged, are named.
   @named_failures 3
 
   @doc "Says a reason in one line. What a file module fails with may be any term."
@@ -55,11 +55,12 @@ defmodule Codex.Files.ErrorMessage do
       "another user; remove it or configure another :staging_dir"
   end
 
-  # `length/1` fails for an improper list, and this clause with it.
-  defp say({:cleanup_failed, failures}) when length(failures) > 0 do
-    {named, others} = Enum.split(failures, @named_failures)
-    "could not remove #{Enum.map_join(named, ", ", &failure/1)}" <> others(length(others))
-  end
+  # `length/1` fails for an improper list, and these clauses with it.
+  defp say({:cleanup_failed, failures}) when length(failures) > 0,
+    do: "could not remove #{failures(failures)}"
+
+  defp say({:damaged, failures}) when length(failures) > 0,
+    do: "damaged: #{failures(failures)}; what is damaged is copied anew when it is next staged"
 
   defp say({:native_panic, message}) when is_binary(message),
     do: "native code failed unexpectedly, please report it: #{printable(message)}"
@@ -77,6 +78,8 @@ defmodule Codex.Files.ErrorMessage do
     "no room for #{size} bytes: the registry may store #{max_bytes} in all; " <>
       "remove attachments, raise :max_bytes or have it evict with when_full: :evict"
   end
+
+  defp say(:changed), do: "its size or its times are not those that it was staged with"
 
   defp say(:not_staged), do: "no attachment of that id is staged, or its file has gone"
 
@@ -122,6 +125,11 @@ defmodule Codex.Files.ErrorMessage do
 
   defp say(exception) when is_exception(exception), do: Exception.message(exception)
   defp say(reason), do: "unexpected error: #{inspect(reason)}"
+
+  defp failures(failures) do
+    {named, others} = Enum.split(failures, @named_failures)
+    Enum.map_join(named, ", ", &failure/1) <> others(length(others))
+  end
 
   defp failure({path, reason}) when is_binary(path), do: "#{printable(path)}: #{say(reason)}"
   defp failure(failure), do: inspect(failure)

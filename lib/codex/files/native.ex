@@ -202,6 +202,9 @@ defmodule Codex.Files.Native do
   @spec try_fetch(handle(), binary()) :: {:ok, Attachment.t()} | {:error, term()} | :miss
   def try_fetch(_handle, _id), do: not_loaded()
 
+  @spec verify(handle(), reference()) :: :wait | {:error, term()}
+  def verify(_handle, _reference), do: not_loaded()
+
   # Removing
 
   @spec force_cleanup(handle(), reference()) :: :wait | {:error, term()}

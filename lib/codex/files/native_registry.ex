@@ -177,6 +177,9 @@ defmodule Codex.Files.NativeRegistry do
     with :miss <- Native.try_fetch(handle, id), do: Native.fetch(handle, id)
   end
 
+  @spec verify(t()) :: {:ok, non_neg_integer()} | {:error, term()}
+  def verify({handle, _own}), do: await(&Native.verify(handle, &1))
+
   @spec release(t(), binary(), pid()) :: :ok | {:error, term()}
   def release({handle, _own}, id, owner), do: Native.release(handle, id, owner)
 

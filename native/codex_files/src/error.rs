@@ -27,6 +27,9 @@ pub enum Error {
         /// The lower-case hex SHA-256 of the bytes copied.
         actual: String,
     },
+    /// The size or the times of a staged file are not those that it was given.
+    #[error("the file has been changed")]
+    Changed,
     /// The source is not a regular file.
     #[error("expected a regular file, got: {0:?}")]
     UnsupportedFileType(FileType),

@@ -5,7 +5,7 @@ rustler::atoms! {
 
     missing_option, invalid_option, invalid_name, invalid_ttl, checksum_mismatch,
     unsupported_file_type, unsupported_destination, destination_is_source, insecure_staging_dir,
-    foreign_owner, foreign_link, cleanup_failed, native_panic, stopped, already_started, not_staged,
+    foreign_owner, foreign_link, cleanup_failed, damaged, changed, native_panic, stopped, already_started, not_staged,
     over_budget, refuse, evict, fifo, socket, device, directory, symlink, other,
 
     opts, dir, staging_dir, ttl_ms, size, persist, name, path, checksum, source_path,

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use codex_files::disk::staged_file::StagedFile;
 use codex_files::error::{Error, Failures, FileType, Insecurity};
@@ -11,6 +11,7 @@ use codex_files::manifest::Metrics;
 use codex_files::manifest::waiting::Origin;
 use codex_files::registry::admission::Answer;
 use codex_files::registry::fetch::Fetched;
+use codex_files::registry::verify::Verified;
 use codex_files::registry::{Attachment, Outcome, Report};
 use codex_files::retention::Ttl;
 use rustler::{Atom, Binary, Encoder, Env, NewBinary, Term};
@@ -57,6 +58,7 @@ pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
             (atoms::staging_dir(), string(path), posix(env, errno)).encode(env)
         }
         Error::ChecksumMismatch { actual } => (atoms::checksum_mismatch(), actual).encode(env),
+        Error::Changed => atoms::changed().encode(env),
         Error::UnsupportedFileType(kind) => {
             (atoms::unsupported_file_type(), file_type(*kind)).encode(env)
         }
@@ -104,14 +106,27 @@ pub(crate) fn removed<'a>(env: Env<'a>, failures: &Failures) -> Term<'a> {
     if failures.is_empty() {
         return atoms::ok().encode(env);
     }
-    let failures: Vec<Term<'a>> = failures
-        .iter()
-        .map(|(path, failed)| {
-            let path = binary(env, path.as_os_str().as_bytes());
-            (path, reason(env, failed)).encode(env)
-        })
-        .collect();
-    error(env, (atoms::cleanup_failed(), failures))
+    error(
+        env,
+        (atoms::cleanup_failed(), self::failures(env, failures)),
+    )
+}
+
+/// `{:ok, count}`, or `{:error, {:damaged, [{path, reason}]}}`.
+pub(crate) fn verified<'a>(env: Env<'a>, verified: &Verified) -> Term<'a> {
+    if verified.damaged.is_empty() {
+        return (atoms::ok(), verified.intact).encode(env);
+    }
+    let damaged = failures(env, &verified.damaged);
+    error(env, (atoms::damaged(), damaged))
+}
+
+fn failures<'a>(env: Env<'a>, failures: &Failures) -> Vec<Term<'a>> {
+    let encode = |(path, failed): &(PathBuf, Error)| {
+        let path = binary(env, path.as_os_str().as_bytes());
+        (path, reason(env, failed)).encode(env)
+    };
+    failures.iter().map(encode).collect()
 }
 
 /// `{:ok, attachment}`, `{:error, :not_staged}` or `:miss`.

@@ -1,10 +1,11 @@
 //! Reading what is staged.
 
-use codex_files::registry::fetch;
-use rustler::{Encoder, Env, ResourceArc, Term};
+use codex_files::registry::{fetch, verify};
+use rustler::{Encoder, Env, Reference, ResourceArc, Term};
 
 use crate::encode::{self, Encoding};
 use crate::guard::guarded;
+use crate::mailbox::ReplyTo;
 use crate::registries::Handle;
 use crate::{atoms, decode};
 
@@ -50,5 +51,14 @@ fn fetch<'a>(env: Env<'a>, handle: ResourceArc<Handle>, id: Term<'a>) -> Term<'a
     guarded(env, "nif-fetch", || {
         let fetched = fetch::fetch(&handle.registry, decode::id(id)?);
         Ok(encode::fetched(env, &fetched))
+    })
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn verify<'a>(env: Env<'a>, handle: ResourceArc<Handle>, reference: Reference<'a>) -> Term<'a> {
+    guarded(env, "nif-verify", || {
+        let reply = ReplyTo::new(env, reference).reply(encode::verified);
+        verify::verify(&handle.registry, reply);
+        Ok(atoms::wait().encode(env))
     })
 }

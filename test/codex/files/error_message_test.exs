@@ -121,6 +121,12 @@ defmodule Codex.Files.ErrorMessageTest do
       {{:insecure_staging_dir, "/a", :foreign_link},
        ~S(could not use the staging directory "/a": it is a symbolic link made by another user; ) <>
          "remove it or configure another :staging_dir"},
+      {:changed, "its size or its times are not those that it was staged with"},
+      {{:damaged, [{"/a", :enoent}]},
+       "damaged: /a: no such file or directory; what is damaged is copied anew when it is next staged"},
+      {{:damaged, for(n <- 1..5, do: {"/#{n}", :eio})},
+       "damaged: /1: I/O error, /2: I/O error, /3: I/O error and 2 others; what is damaged is copied " <>
+         "anew when it is next staged"},
       {{:cleanup_failed, [{"/a", :eacces}]}, "could not remove /a: permission denied"},
       {{:cleanup_failed, [{"/a", :eacces}, {"/b", :eio}]},
        "could not remove /a: permission denied, /b: I/O error"},
@@ -221,6 +227,8 @@ defmodule Codex.Files.ErrorMessageTest do
           {:insecure_staging_dir, nil, :foreign_owner},
           {:insecure_staging_dir, "/a\nb", :foreign_link},
           {:insecure_staging_dir, "/a", :another},
+          {:damaged, []},
+          {:damaged, [{"/a", :eio} | :improper]},
           {:cleanup_failed, nil},
           {:cleanup_failed, []},
           {:cleanup_failed, [1]},

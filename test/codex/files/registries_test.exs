@@ -36,6 +36,7 @@ defmodule Codex.Files.RegistriesTest do
       temporary: fn -> Codex.Files.temporary(source, opts, & &1.size) end,
       fetch: fn -> Codex.Files.fetch("id", opts) end,
       unstage: fn -> Codex.Files.unstage("id", opts) end,
+      verify: fn -> Codex.Files.verify(registry) end,
       list_staged: fn -> Codex.Files.list_staged(registry) end,
       list_staged_result: fn -> Codex.Files.list_staged_result(registry) end,
       force_cleanup: fn -> Codex.Files.force_cleanup(registry) end,
@@ -53,6 +54,7 @@ defmodule Codex.Files.RegistriesTest do
     assert results[:temporary] == {:ok, 10}
     assert results[:fetch] == {:error, :not_staged}
     assert results[:unstage] == {:error, :not_staged}
+    assert results[:verify] == {:ok, 1}
     assert [%Attachment{path: ^path}] = results[:list_staged]
     assert {:ok, [%Attachment{}]} = results[:list_staged_result]
     assert results[:force_cleanup] == :ok
@@ -430,7 +432,15 @@ defmodule Codex.Files.RegistriesTest do
         refute File.exists?(staged.path)
 
         for {name, call} <- calls(registry, context.source),
-            name in [:stage_data, :stage_stream, :release, :temporary, :fetch, :unstage] do
+            name in [
+              :stage_data,
+              :stage_stream,
+              :release,
+              :temporary,
+              :fetch,
+              :unstage,
+              :verify
+            ] do
           assert {name, call.()} == {name, {:error, :not_supported}}
         end
 

@@ -71,7 +71,9 @@ impl Source<'_> {
         mut copy: Copy<'_>,
         grow: &dyn Fn(u64) -> Result<()>,
     ) -> Result<Content> {
-        let content = self.hash_pieces(|piece| {
+        // A small file need not wait for those that are hashed for long.
+        let turn = || (self.size() > INLINE_LIMIT as u64).then(turns::turn);
+        let content = self.hash_pieces(turn, |piece| {
             grow(copy.end + piece.len() as u64)?;
             match piece {
                 Piece::Data(bytes) => copy.write(bytes),

@@ -6,6 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
@@ -176,6 +177,7 @@ impl ScratchBeside {
                 made_dir: self.made_dir,
             },
             names: Names::new(mode.contains(Mode::S_IXUSR)),
+            damaged: AtomicBool::new(false),
         })
     }
 }

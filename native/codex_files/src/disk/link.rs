@@ -61,6 +61,7 @@ pub(crate) fn hard_link(
         stamp: file.stamp,
         place: Place::Area(area.clone()),
         names: Names::new(file.is_executable()),
+        damaged: AtomicBool::new(false),
     })
 }
 

@@ -16,3 +16,4 @@ pub mod source;
 pub mod staged_file;
 pub mod staging_dir;
 pub(crate) mod sys;
+pub(crate) mod verifying;

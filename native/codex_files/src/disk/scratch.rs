@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
@@ -168,6 +169,7 @@ impl Scratch {
             stamp: stamp?,
             place: Place::Area(area.clone()),
             names: Names::new(mode.contains(Mode::S_IXUSR)),
+            damaged: AtomicBool::new(false),
         })
     }
 }

@@ -16,7 +16,7 @@ use crate::bytes::PIECE;
 use crate::checksum::Content;
 use crate::error::{Context, Error, Result};
 use crate::time::Now;
-use crate::turns;
+use crate::turns::{self, Turn};
 
 /// A file up to this size is read whole and staged by the thread that is asked; a larger one is
 /// copied in pieces by a copier thread.
@@ -144,12 +144,13 @@ impl<'a> Source<'a> {
     /// The digest of the content, and its size in bytes.
     pub(crate) fn content(&self) -> Result<Content> {
         sys::rewind(&self.file).context("read", self.path)?;
-        self.hash_pieces(|_| Ok(()))
+        self.hash_pieces(|| Some(turns::turn()), |_| Ok(()))
     }
 
-    /// Reads the content, has `work` see each piece of it, and hashes that.
+    /// Reads the content, has `work` see each piece of it, and hashes that, with what `turn` gives.
     pub(super) fn hash_pieces(
         &self,
+        turn: impl Fn() -> Option<Turn>,
         mut work: impl FnMut(Piece<'_>) -> Result<()>,
     ) -> Result<Content> {
         // The size of a file of `/proc` is not known, and said to be 0.
@@ -175,8 +176,7 @@ impl<'a> Source<'a> {
                     size: left.taken,
                 });
             }
-            // A small file need not wait for those that are hashed for long.
-            let turn = small.is_none().then(turns::turn);
+            let turn = turn();
             hasher.update(&*piece);
             drop(turn);
             work(piece)?;

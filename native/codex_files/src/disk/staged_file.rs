@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
@@ -53,6 +54,8 @@ pub struct StagedFile {
     pub(super) place: Place,
     /// Its other names.
     pub(super) names: Names<StagedFile>,
+    /// It was found to have another content, or none that could be read, though it looks as it did.
+    pub(super) damaged: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -86,11 +89,17 @@ impl StagedFile {
                 Place::Area(area) | Place::Elsewhere { area, .. } => Place::Area(area.clone()),
             },
             names: Names::new(false),
+            damaged: AtomicBool::new(false),
         }
     }
 
-    /// Whether the file is still there, as it was written.
+    /// Whether the file is still there, as it was written, as far as a look at it shows, and reading it
+    /// has shown.
     pub(crate) fn is_intact(&self) -> bool {
+        !self.damaged.load(Ordering::Relaxed) && self.looks_intact()
+    }
+
+    pub(super) fn looks_intact(&self) -> bool {
         sys::lstat(&self.path).is_ok_and(|stat| Stamp::of(&stat) == self.stamp)
     }
 
@@ -180,8 +189,14 @@ impl StagedFile {
     pub(crate) fn add(&self, other: Arc<Self>) {
         let path = other.path.clone();
         let replaces = |before: &Self| before.path == path;
+        let is_link = !self.is_copied_as(&other);
         self.names
-            .add(other, replaces, |other| self.is_copied_as(other));
+            .add(other.clone(), replaces, |other| self.is_copied_as(other));
+        // It may have been read just now: either that has found the other among the names, or this does
+        // find the note.
+        if is_link && self.damaged.load(Ordering::Relaxed) {
+            other.damaged.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether it is another file that it has under another name.

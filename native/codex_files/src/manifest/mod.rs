@@ -422,6 +422,12 @@ impl<F: Clone> Listing<F> {
         (next > from).then(|| (attachments.collect(), next))
     }
 
+    /// The place after the last attachment.
+    #[must_use]
+    pub fn end(&self) -> usize {
+        self.0.len()
+    }
+
     /// The attachments, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &Attachment<F>> {
         self.0.iter().flatten().map(|entry| &entry.attachment)

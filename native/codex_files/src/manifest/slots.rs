@@ -27,6 +27,14 @@ impl<T> Slots<T> {
             .get(slot % GROUP)
     }
 
+    pub(super) fn len(&self) -> usize {
+        let Some((last, full)) = self.0.split_last() else {
+            return 0;
+        };
+        let rest = last.iter().map(|group| group.len());
+        full.len() * GROUP * GROUP + rest.sum::<usize>()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.0
             .iter()
@@ -80,6 +88,7 @@ mod tests {
             let each = (0..expected.len()).map_while(|number| slots.get(number));
             assert_eq!(each.copied().collect::<Vec<_>>(), expected);
             assert_eq!(slots.get(expected.len()), None);
+            assert_eq!(slots.len(), expected.len());
         }
     }
 }

@@ -146,7 +146,7 @@ fn stopping(registry: &Arc<Registry>, reply: Reply<Failures>) -> Given {
     let mut failures = Failures::new();
     Given::Last(replying(reply, move || {
         let goes_on = stop_a_batch(&registry, &mut all, &mut failures);
-        (!goes_on).then(|| std::mem::take(&mut failures))
+        (!goes_on).then(|| Ok(std::mem::take(&mut failures)))
     }))
 }
 

@@ -18,6 +18,7 @@ pub mod stage_data;
 pub mod stage_file;
 pub mod stage_stream;
 mod streams;
+pub mod verify;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -169,8 +170,10 @@ impl Registry {
 
     /// Has all who stage give up.
     fn give_up_staging(&self) {
-        self.manifest.stop();
+        // First: the manifest takes no ticket back after the stop, so that what is being removed looks
+        // lost.
         self.stopping.store(true, Ordering::Relaxed);
+        self.manifest.stop();
         // They ask again, and are told.
         if let Some(recognition) = &self.recognition {
             recognition.stop();

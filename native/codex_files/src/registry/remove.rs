@@ -34,7 +34,7 @@ pub fn cleanup(registry: &Arc<Registry>, reply: Reply<Report>) {
                 whole.failed.extend(part.failed);
                 None
             }
-            None => Some(std::mem::take(&mut whole)),
+            None => Some(Ok(std::mem::take(&mut whole))),
         }));
 }
 
@@ -66,7 +66,7 @@ fn give_unstaging(
             report.note(remove_from(&given_to, removal));
             forget_removed(&given_to);
         }
-        Some(report)
+        Some(Ok(report))
     }));
 }
 

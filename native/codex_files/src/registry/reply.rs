@@ -31,14 +31,14 @@ impl<T> Drop for Reply<T> {
 /// so is a panic. What `batch` holds has been let go of when the reply is sent.
 pub(super) fn replying<T: 'static>(
     mut reply: Reply<T>,
-    batch: impl FnMut() -> Option<T> + Send + 'static,
+    batch: impl FnMut() -> Option<Result<T>> + Send + 'static,
 ) -> Work {
     let mut batch = Some(batch);
     Box::new(move || {
         let Some(run) = batch.as_mut() else {
             return Progress::Done;
         };
-        let Some(result) = contained(run).transpose() else {
+        let Some(result) = contained(run).unwrap_or_else(|panic| Some(Err(panic))) else {
             return Progress::More;
         };
         batch = None;

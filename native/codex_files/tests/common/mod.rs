@@ -28,6 +28,7 @@ use codex_files::registry::stage_at::{self, StageAt};
 use codex_files::registry::stage_data;
 use codex_files::registry::stage_file::{self, StageFile};
 use codex_files::registry::stage_stream::{self, End, Purpose, Stream};
+use codex_files::registry::verify::{self, Verified};
 use codex_files::registry::{
     Attachment, Observer, Outcome, Registry, Report, Request, Waiter, Why,
 };
@@ -502,6 +503,15 @@ pub fn purge(staging_dir: &StagingDir) {
 
 pub fn stop(registry: &Arc<Registry>) -> Failures {
     ask(|reply| keeper::stop(registry, reply))
+}
+
+pub fn unstage(registry: &Arc<Registry>, checksum: &[u8]) -> Report {
+    ask(|reply| remove::unstage(registry, checksum, reply))
+}
+
+/// What is intact, and what is damaged.
+pub fn verify(registry: &Arc<Registry>) -> Verified {
+    ask(|reply| verify::verify(registry, reply))
 }
 
 fn ask<T: Send + 'static>(command: impl FnOnce(Reply<T>)) -> T {
