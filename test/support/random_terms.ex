@@ -151,9 +151,16 @@ defmodule Codex.Files.RandomTerms do
     end
   end
 
+  # The one before, if that could not be stopped: nobody else may open it while this process lives.
   defp stoppable do
-    {:ok, handle} = Native.open("stoppable", :a_table, 60_000, {nil, :refuse}, true)
-    handle
+    case Native.open("stoppable", :a_table, 60_000, {nil, :refuse}, true) do
+      {:ok, handle} ->
+        Process.put(:stoppable, handle)
+        handle
+
+      {:error, {:already_started, pid}} when pid == self() ->
+        Process.get(:stoppable)
+    end
   end
 
   ## Mutations
