@@ -129,14 +129,22 @@ defmodule Codex.Files do
   end
 
   @doc """
-  Stages a source: the file at a path, or bytes that are in memory, as `{:data, iodata}`.
+  Stages a source: the file at a path, bytes that are in memory, as `{:data, iodata}`, or what an enumerable
+  gives, as `{:stream, enumerable}`.
 
-  Bytes are hashed before they are written: those that are known already need no room.
+  Bytes in memory are hashed before they are written: those that are known already need no room.
+
+  The elements of an enumerable are iodata. They are written and hashed as they come, in one pass and in the
+  calling process, so that it may give more than the memory holds. What it raises, throws or exits with reaches
+  the caller as it is. If it does, or the caller is killed, nothing is left of the stream within a second.
+
+  The attachment has the name that is asked for, and so has its path, also where the content is known under
+  another one: it is a second name of the same copy. `list_staged/1` and `fetch/2` show the first.
 
   ## Options
 
-    * `:name` - one path component, by default the last one of the path. Bytes in memory need one, or
-      the result is `{:error, {:missing_option, :name}}`
+    * `:name` - one path component, by default the last one of the path. Bytes in memory and streams need
+      one, or the result is `{:error, {:missing_option, :name}}`
     * `:persist` - `true` exempts it from expiry; its `ttl_ms` is then `:infinity`
     * `:ttl_ms` - how many milliseconds to keep it, or `:infinity`. With 0 it expires at the next
       cleanup. By default as configured, and 0 for one with an `:owner`
@@ -153,7 +161,7 @@ defmodule Codex.Files do
     * `{:unsupported_file_type, type}` - not a regular file but a `:fifo`, `:socket`, `:device` or
       `:other`
     * `{:invalid_name, name}`, `{:invalid_ttl, ttl_ms}`, `{:invalid_option, key, value}`, where the key
-      is `:source` if bytes were to be staged that are no iodata
+      is `:source` and the value what is no iodata or cannot be enumerated
     * `{:invalid_option, :owner, pid}` - it has ended, or is of another node
     * `{:over_budget, size, max_bytes}` - the registry has no room for so many bytes
     * `{:staging_dir, path, reason}` - the staging directory cannot be made, opened or locked: what the
@@ -175,6 +183,12 @@ defmodule Codex.Files do
       {"bytes.txt", "some bytes"}
       iex> Codex.Files.stage({:data, [256]}, name: "bytes.txt")
       {:error, {:invalid_option, :source, [256]}}
+      iex> lines = Stream.map(1..3, fn number -> [Integer.to_string(number), ?\\n] end)
+      iex> {:ok, attachment} = Codex.Files.stage({:stream, lines}, name: "lines.txt")
+      iex> File.read!(attachment.path)
+      "1\\n2\\n3\\n"
+      iex> Codex.Files.stage({:stream, ["iodata", :an_atom]}, name: "lines.txt")
+      {:error, {:invalid_option, :source, :an_atom}}
 
   """
   @spec stage(source(), keyword()) :: {:ok, Attachment.t()} | {:error, term()}
@@ -253,8 +267,9 @@ defmodule Codex.Files do
   Stages a source, runs `fun` with the attachment, and releases that however `fun` ends.
 
   Returns `{:ok, result}` with what `fun` returns, or the error of the staging. What `fun` raises, throws or
-  exits with reaches the caller. The copy is there as long as `fun` runs, and gone within a second after it,
-  unless something else keeps it.
+  exits with reaches the caller. The copy is there as long as `fun` runs, unless it is unstaged or all are reset,
+  and gone within a second after it, unless something else keeps it: another staging, or the `:ttl_ms` of this
+  one.
 
   It takes the options of `stage/2` but `:owner`: each call is an owner of its own.
 
