@@ -341,6 +341,49 @@ defmodule Codex.Files.P18PanicsTest do
     end
   end
 
+  test "when an owner ends loses nothing of what it leaves", context do
+    # Where it is met by the removal of one file, the next cleanup has that one.
+    points = [
+      {"owner-down", :at_once},
+      {"manifest-take_owned", :at_once},
+      {"manifest-disown", :at_once},
+      {"tell", :at_once},
+      {"remove", :with_a_cleanup},
+      {"removed", :with_a_cleanup},
+      {"manifest-end", :with_a_cleanup}
+    ]
+
+    for {point, goes} <- points do
+      end_owner =
+        quote do
+          owner = spawn(fn -> receive do: (:never -> :ok) end)
+
+          [{:ok, small}, {:ok, other}, {:ok, _kept}] =
+            for source <- unquote([context.small, context.other, context.kept]),
+                do: Codex.Files.stage(source, owner: owner)
+
+          File.touch!(Path.join(unquote(context.panics), unquote(point)))
+          Process.exit(owner, :kill)
+          [small.path, other.path]
+        end
+
+      paths = ChildVM.eval(context.vm, end_owner)
+      panicked = Path.join(context.panics, point)
+      eventually(fn -> {point, File.exists?(panicked)} == {point, false} end)
+      there = fn -> Enum.filter(paths, &File.exists?/1) end
+
+      case goes do
+        :at_once -> eventually(fn -> {point, there.()} == {point, []} end)
+        :with_a_cleanup -> eventually(fn -> {point, length(there.()) < 2} == {point, true} end)
+      end
+
+      assert_unharmed(context, point)
+      assert {point, there.()} == {point, []}
+      metrics = ChildVM.eval(context.vm, quote(do: Codex.Files.metrics()))
+      assert {point, metrics.owned_count} == {point, 0}
+    end
+  end
+
   test "under the lock of the manifest releases it, and changes nothing", context do
     %{kept: kept, small: small, other: other, large: large} = context
     known = Macro.escape(stage_opts(kept))
