@@ -173,7 +173,10 @@ defmodule Codex.Files.ErrorMessage do
   defp expected(:file_module), do: "a module"
   defp expected(:id), do: "the id of an attachment, a string"
   defp expected(:owner), do: "the pid of a living process of this node, for temporary/3 nothing"
-  defp expected(:source), do: "iodata: binaries, or lists of them and of bytes"
+
+  defp expected(:source),
+    do: "iodata (binaries, or lists of them and of bytes) or, for a stream, enumerable"
+
   defp expected(:fun), do: "a function of one argument"
   defp expected(_path), do: "a path without null bytes"
 

@@ -43,7 +43,8 @@ defmodule Codex.Files.ErrorMessageTest do
       {{:invalid_option, :path, 1}, "expected :path to be a path without null bytes, got: 1"},
       {{:invalid_option, :dir, 1}, "expected :dir to be a path without null bytes, got: 1"},
       {{:invalid_option, :source, [256]},
-       "expected :source to be iodata: binaries, or lists of them and of bytes, got: [256]"},
+       "expected :source to be iodata (binaries, or lists of them and of bytes) or, for a stream, " <>
+         "enumerable, got: [256]"},
       {{:invalid_config, :staging_dir, 1},
        "expected the configured :staging_dir to be a path without null bytes, got: 1"},
       {{:invalid_config, :attachment_ttl_ms, "1000"},
