@@ -7,10 +7,12 @@
 mod common;
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
+use codex_files::bytes::Bytes;
 use codex_files::disk::source::INLINE_LIMIT;
 use codex_files::error::Error;
 use codex_files::manifest::budget::Budget;
@@ -21,7 +23,7 @@ use codex_files::registry::remove;
 use codex_files::registry::reply::Reply;
 use codex_files::registry::stage_file::{self, Miss};
 use codex_files::registry::{Observer, Outcome, Report, Waiter, Why};
-use codex_files::registry::{Registry, stage_at};
+use codex_files::registry::{Registry, stage_at, stage_data};
 use common::*;
 
 #[derive(Clone, Default)]
@@ -449,6 +451,39 @@ fn p15_more_large_copies_than_copiers_come_to_an_end() {
     }
     assert_eq!(lab.attachments().len(), 5);
     lab.assert_areas_whole(Scratch::Forbidden);
+}
+
+/// Bytes that come to an end only because the registry is stopped.
+struct Endless(mpsc::Sender<()>);
+
+impl Bytes for Endless {
+    fn each(&self, see: &mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
+        loop {
+            let _ = self.0.send(());
+            see(&[7; 4096])?;
+        }
+    }
+}
+
+#[test]
+fn p20_a_stop_ends_bytes_that_are_being_staged() {
+    let mut lab = Lab::new();
+    let to = lab.file_request(Path::new(""), OsStr::new("name")).to;
+    let (under_way, pieces) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
+    let waiter = || {
+        let sender = sender.clone();
+        Waiter::new(move |outcome| sender.send(outcome).unwrap())
+    };
+    let content = vec![7; INLINE_LIMIT + 1];
+    let kept = || -> Box<dyn Bytes> { Box::new(Endless(under_way)) };
+    let answer = stage_data::stage_data(&lab.registry, &content, kept, &to, &waiter);
+    assert!(matches!(answer, Answer::ByWaiter));
+    pieces.recv_timeout(PATIENCE).unwrap();
+    assert!(lab.stop().is_empty());
+    let outcome = receiver.recv_timeout(PATIENCE).expect("nobody hangs");
+    assert!(matches!(failed(outcome), Error::Stopped));
+    assert!(tree(&lab.staging_path()).is_empty());
 }
 
 #[cfg(target_os = "linux")]
