@@ -51,31 +51,35 @@ defmodule Codex.Files.Prebuilt do
   ## Folders and names
 
   defp choose(path, wanted) do
-    if File.dir?(path) do
-      archives =
-        path |> File.ls!() |> Enum.filter(&String.ends_with?(&1, ".tar.gz")) |> Enum.sort()
+    case File.ls(path) do
+      {:ok, names} ->
+        archives = names |> Enum.filter(&String.ends_with?(&1, ".tar.gz")) |> Enum.sort()
 
-      case Enum.filter(archives, &(parse(&1) != nil and check_name(&1, wanted) == :ok)) do
-        [] ->
-          {:refused, path,
-           "expected an archive in it of version #{wanted.version} for #{wanted.target} and NIF " <>
-             "version #{wanted.nif} or older, got: #{listed(archives)}"}
+        case Enum.filter(archives, &(parse(&1) != nil and check_name(&1, wanted) == :ok)) do
+          [] ->
+            {:refused, path,
+             "expected an archive in it of version #{wanted.version} for #{wanted.target} and NIF " <>
+               "version #{wanted.nif} or older, got: #{listed(archives)}"}
 
-        fitting ->
-          {:ok, Path.join(path, Enum.max_by(fitting, &number(parse(&1).nif)))}
-      end
-    else
-      {:ok, path}
+          fitting ->
+            {:ok, Path.join(path, Enum.max_by(fitting, &number(parse(&1).nif)))}
+        end
+
+      {:error, :enotdir} ->
+        {:ok, path}
+
+      {:error, reason} ->
+        {:error, path, reason}
     end
   end
 
   defp listed([]), do: "none"
   defp listed(names), do: Enum.join(names, ", ")
 
-  @name ~r/^libcodex_files_nif-v(.+)-nif-(\d+\.\d+)-(.+)\.so(?:\.tar\.gz)?$/
-
   defp parse(name) do
-    with [version, nif, target] <- Regex.run(@name, name, capture: :all_but_first),
+    pattern = ~r/^libcodex_files_nif-v(.+)-nif-(\d+\.\d+)-(.+)\.so(?:\.tar\.gz)?$/
+
+    with [version, nif, target] <- Regex.run(pattern, name, capture: :all_but_first),
          do: %{version: version, nif: nif, target: target}
   end
 
