@@ -14,6 +14,7 @@ use std::sync::{Arc, Barrier, mpsc};
 use codex_files::manifest::Admission;
 use codex_files::name::Want;
 use codex_files::registry::admission::Answer;
+use codex_files::registry::fetch::{Fetched, fetch};
 use codex_files::registry::stage_file::{self, Miss};
 use codex_files::registry::{Attachment, Outcome, Waiter};
 use codex_files::time::Now;
@@ -378,11 +379,33 @@ fn p21_an_unchanged_file_is_found_under_a_second_name_without_waiting() {
     fs::remove_file(path(&found, "second")).unwrap();
     assert_eq!(refresh("second").unwrap_err(), Miss::Unseen);
     assert!(refresh("first").is_ok());
-    // The first one is not looked at for it.
+    // It is listed under its first name, which is looked at too.
     known(lab.stage_file_as(&source, "second"));
     fs::remove_file(path(&found, "first")).unwrap();
-    assert!(refresh("second").is_ok());
+    assert_eq!(refresh("second").unwrap_err(), Miss::Unseen);
     assert_eq!(refresh("first").unwrap_err(), Miss::Unseen);
+}
+
+/// Whoever has just staged it under one name can fetch it, which gives the first.
+#[test]
+fn p21_a_staging_under_a_second_name_brings_the_first_one_back() {
+    for size in [SMALL, LARGE] {
+        let mut lab = Lab::new();
+        let source = lab.source("source", &content(size, 1));
+        copied(lab.stage_file_as(&source, "first"));
+        let all = known(lab.stage_file_as(&source, "second"));
+        let fetched = || fetch(&lab.registry, &all.file.checksum);
+        fs::remove_file(path(&all, "first")).unwrap();
+        assert!(matches!(fetched(), Fetched::NotStaged));
+        assert_named(
+            &known(lab.stage_file_as(&source, "second")),
+            &["first", "second"],
+        );
+        assert!(matches!(fetched(), Fetched::Staged(_)));
+        drop(all);
+        lab.assert_consistent();
+        lab.assert_leaves_nothing();
+    }
 }
 
 /// Its names are not on record when its registry is dead.

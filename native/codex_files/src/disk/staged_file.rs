@@ -157,19 +157,17 @@ impl StagedFile {
         *self.name == *name && (matches!(self.place, Place::Area(_)) || is_last())
     }
 
-    /// Whether a staging finds it as it wants to, and it is there, as it was written.
+    /// Whether a staging finds it as it wants to, and it is there, as it was written. Under whatever name it is
+    /// staged, it is listed, fetched and verified under its first one: that has to be there too.
     pub(crate) fn has(&self, want: &Want<'_>) -> bool {
-        self.is_executable_as(want)
-            && match want.name.as_deref().filter(|name| !self.is_called(name)) {
-                None => self.is_intact(),
-                Some(name) => self.other(name).is_some_and(|other| other.is_intact()),
-            }
+        self.is_intact() && self.has_too(want)
     }
 
     /// The same, if it is there under its first name.
     pub(crate) fn has_too(&self, want: &Want<'_>) -> bool {
-        let first = || want.name.as_deref().is_none_or(|name| self.is_called(name));
-        self.is_executable_as(want) && (first() || self.has(want))
+        let name = want.name.as_deref().filter(|name| !self.is_called(name));
+        let other_is_there = |name: &_| self.other(name).is_some_and(|other| other.is_intact());
+        self.is_executable_as(want) && name.is_none_or(other_is_there)
     }
 
     pub(crate) fn is_executable_as(&self, want: &Want<'_>) -> bool {

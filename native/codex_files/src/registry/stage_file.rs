@@ -62,7 +62,8 @@ pub fn refresh(
     let recognition = registry.recognition.as_ref().ok_or(Miss::Unseen)?;
     let seen = source::glance(source).ok_or(Miss::Unseen)?;
     let file = recognition.find(&seen, Likeness::Proof).ok_or(Miss::New)?;
-    if !file.named(Some(name)).is_some_and(|file| file.is_local()) {
+    let named = file.named(Some(name));
+    if !named.is_some_and(|named| named.is_local() && file.is_local()) {
         return Err(Miss::Unseen);
     }
     // Its mode is what it was when it was read, and what follows from that was done then.
