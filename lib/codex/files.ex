@@ -271,7 +271,8 @@ defmodule Codex.Files do
   and gone within a second after it, unless something else keeps it: another staging, or the `:ttl_ms` of this
   one.
 
-  It takes the options of `stage/2` but `:owner`: each call is an owner of its own.
+  It takes the options of `stage/2` but `:owner`: each call is an owner of its own. Besides the errors of
+  `stage/2` there is `{:invalid_option, :fun, value}`.
 
   ## Examples
 
@@ -311,8 +312,9 @@ defmodule Codex.Files do
   @doc """
   Looks a staged attachment up by its id, and renews nothing.
 
-  It is as `list_staged/1` has it, under the name it was first staged under. One whose file has gone is
-  not staged. Takes the option `:registry`, as `stage/2`.
+  It is as `list_staged/1` has it, under the name it was first staged under. One that is being removed, or
+  whose file has gone or was changed, is not staged. It waits for nobody who is at work on it. Takes the
+  option `:registry`, as `stage/2`.
 
   ## Examples
 
@@ -333,8 +335,9 @@ defmodule Codex.Files do
   @doc """
   Removes an attachment now, whoever keeps it.
 
-  It waits for work on the attachment that is under way. It fails as `force_cleanup/0` does if the file cannot be
-  removed, and with `:not_staged`. Takes the option `:registry`, as `stage/2`.
+  It waits for work on the attachment that is under way; what is being staged for the first time is not
+  staged yet. It fails as `force_cleanup/0` does if the file cannot be removed, and the attachment stays;
+  and with `:not_staged`. Takes the option `:registry`, as `stage/2`.
 
   ## Examples
 

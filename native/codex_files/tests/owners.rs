@@ -326,6 +326,17 @@ fn owners_that_end_during_a_stop_leave_nothing() {
     }
 }
 
+/// An owner may live for very long, and what it kept may have gone long before.
+#[test]
+fn p14_a_reset_leaves_nothing_in_memory_of_what_an_owner_kept() {
+    let lab = Lab::new();
+    let owner = owners::owner(&lab.registry);
+    stage_files_for(&lab, &owner, 100);
+    assert!(lab.reset().is_empty());
+    let left = lab.registry.manifest().take_owned(owner.id());
+    assert_eq!(left.entries().count(), 0);
+}
+
 /// It holds no registry: one that nobody needs any more goes, whichever owners there are.
 #[test]
 fn an_owner_may_outlive_its_registry() {
