@@ -1,7 +1,7 @@
 defmodule Codex.Files.FileSystems.FuseTest do
   @moduledoc """
   P3 where another program says what a file's times are: a staging never answers with an older content
-  than the file had when it was called.
+  than the file had when it was called. P15 where it says nothing at all.
   """
 
   use Codex.Files.StagingCase, async: false
@@ -63,6 +63,33 @@ defmodule Codex.Files.FileSystems.FuseTest do
     assert_staged(source, content)
     # As it was read, perhaps in between.
     assert {:ok, attachment} = Task.await(copying, 60_000)
+    assert_intact([attachment])
+  end
+
+  test "to verify what lies on one that hangs holds up no copy, and alone no other verification",
+       context do
+    mount = Mounts.bindfs_that_may_hang(context.folder)
+    hanging = start_registry(staging_dir: Path.join(mount.path, "staging"))
+    {:ok, attachment} = Codex.Files.stage({:data, "notes"}, name: "notes", registry: hanging)
+    assert Codex.Files.verify(hanging) == {:ok, 1}
+
+    mount.hang.()
+    verify = fn -> Task.async(fn -> Codex.Files.verify(hanging) end) end
+    first = verify.()
+    assert Codex.Files.verify() == {:ok, 0}
+
+    # As many as there are threads that verify, and more.
+    others = for _ <- 1..4, do: verify.()
+
+    for size <- [1_000_000, @large] do
+      source = write(context.folder, "source", :binary.copy("a", size))
+      assert {:ok, _attachment} = Codex.Files.stage(source)
+    end
+
+    assert Task.yield_many([first | others], 0) |> Enum.all?(&match?({_task, nil}, &1))
+    mount.go_on.()
+    assert Task.await_many([first | others], 60_000) == List.duplicate({:ok, 1}, 5)
+    assert Codex.Files.verify() == {:ok, 2}
     assert_intact([attachment])
   end
 

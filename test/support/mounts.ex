@@ -3,7 +3,7 @@ defmodule Codex.Files.Mounts do
   # File systems that a test mounts in its own folder, and that are unmounted when it ends. Such a test
   # has the tag `:file_systems`, and is in test/file_systems: bin/file_systems runs it, as root.
 
-  import Codex.Files.StagingCase, only: [sh!: 2, stop_default_registry: 0]
+  import Codex.Files.StagingCase, only: [eventually: 1, sh!: 2, stop_default_registry: 0]
   import ExUnit.Assertions
   import ExUnit.Callbacks
 
@@ -16,6 +16,22 @@ defmodule Codex.Files.Mounts do
     mount(folder, "bindfs", fn origin, path ->
       program!("bindfs") |> sh!(options ++ [origin, path])
     end)
+  end
+
+  @doc """
+  As `bindfs/2`, and functions that have it answer nothing, and answer again.
+  """
+  def bindfs_that_may_hang(folder) do
+    {origin, path} = {directory(folder, "bindfs-origin"), directory(folder, "bindfs")}
+    device = File.stat!(path).major_device
+    args = ["-f", origin, path]
+    port = Port.open({:spawn_executable, program!("bindfs")}, [:binary, args: args])
+    {:os_pid, os_pid} = Port.info(port, :os_pid)
+    unmount_on_exit(path)
+    signal = fn signal -> sh!("kill", ["-#{signal}", "#{os_pid}"]) end
+    on_exit(fn -> signal.("CONT") end)
+    eventually(fn -> File.stat!(path).major_device != device end)
+    %{path: path, hang: fn -> signal.("STOP") end, go_on: fn -> signal.("CONT") end}
   end
 
   @doc """
