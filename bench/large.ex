@@ -6,7 +6,7 @@ defmodule Bench.Large do
 
   alias Bench.{Measure, Report, Result, Row, Side, Sources}
 
-  @names ~w(again_large gone_large new_large sparse)
+  @names ~w(again_large gone_large new_large verify sparse)
 
   # A sparse file is so many times as large.
   @sparse 6
@@ -57,7 +57,19 @@ defmodule Bench.Large do
       },
       # Staged before, by the turn before at the latest, which has removed its copy.
       copy("gone_large", "Files.stage, #{mib} MiB whose copy has gone", source, dirs, unchanged),
-      copy("new_large", "Files.stage, new #{mib} MiB", source, dirs, change)
+      copy("new_large", "Files.stage, new #{mib} MiB", source, dirs, change),
+      %Row{
+        name: "verify",
+        title: "verify, #{mib} MiB",
+        operations: 1,
+        sides: [
+          side(:codex_files, fn _, _ -> {:ok, 1} = Codex.Files.verify() end,
+            prepare: fn _ -> {:ok, _} = Codex.Files.stage(source) end
+          ),
+          openssl(source, unchanged)
+        ],
+        bars: [{:at_most_times, 1.1, [:openssl], "openssl"}]
+      }
     ]
   end
 

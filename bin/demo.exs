@@ -174,6 +174,7 @@ defmodule Demo do
           {"temporary", &temporary/1},
           {"fetch and unstage", &fetch_and_unstage/1},
           {"a registry apart", &registry/1},
+          {"verify", &verify/1},
           {"a sparse file", &sparse/1}
         ],
         do: IO.puts("  #{String.pad_trailing(title, 18)} #{show.(scratch)}")
@@ -248,6 +249,17 @@ defmodule Demo do
     :ok = GenServer.stop(registry)
 
     "10 files of 0.25 MiB staged, a budget of 1 MiB: #{there} are there, #{fixed(bytes / @mib)} MiB"
+  end
+
+  defp verify(_scratch) do
+    {:ok, attachment} = Codex.Files.stage({:data, "intact"}, name: "report.txt")
+    {:ok, count} = Codex.Files.verify()
+    File.chmod!(attachment.path, 0o600)
+    File.write!(attachment.path, "harmed")
+    {:error, {:damaged, [{path, _}]}} = Codex.Files.verify()
+    {:ok, _} = Codex.Files.stage({:data, "intact"}, name: "report.txt")
+    {:ok, ^count} = Codex.Files.verify()
+    "#{Path.basename(path)} was found damaged, and staged anew: all #{count} files are intact"
   end
 
   defp sparse(scratch) do
