@@ -17,7 +17,7 @@ use super::file_id::{FileId, Stamp, special_type};
 use super::names::Names;
 use super::scratch::OpenScratch;
 use super::source::Source;
-use super::staged_file::{Place, StagedFile};
+use super::staged_file::{Elsewhere, Place, StagedFile};
 use super::staging_dir::{forgive_missing, make_dirs, remove_unused_dir};
 use super::sys;
 use crate::checksum::{Checksum, Content};
@@ -171,11 +171,11 @@ impl ScratchBeside {
             } else {
                 written
             },
-            place: Place::Elsewhere {
+            place: Place::Elsewhere(Box::new(Elsewhere {
                 area,
                 record,
                 made_dir: self.made_dir,
-            },
+            })),
             names: Names::new(mode.contains(Mode::S_IXUSR)),
             damaged: AtomicBool::new(false),
         })

@@ -132,7 +132,7 @@ fn link_first(file: &StagedFile, other: &StagedFile) -> bool {
     let linked = match &file.place {
         Place::Area(area) => link_over(other, area, &relative(&file.checksum, &file.name)),
         // What has come to a destination of the caller's is not ours to replace.
-        Place::Elsewhere { .. } => sys::link_at(&other.path, AT_FDCWD, &file.path),
+        Place::Elsewhere(_) => sys::link_at(&other.path, AT_FDCWD, &file.path),
     };
     linked.is_ok() && file.is_intact()
 }

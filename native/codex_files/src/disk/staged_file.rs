@@ -62,15 +62,19 @@ pub struct StagedFile {
 pub(super) enum Place {
     /// `<checksum>/<name>` in an area.
     Area(Arc<Area>),
-    /// A destination that the caller chose.
-    Elsewhere {
-        /// Where it is on record, in case we die.
-        area: Arc<Area>,
-        /// The name of the record.
-        record: PathBuf,
-        /// Its directory was made for it.
-        made_dir: bool,
-    },
+    /// A destination that the caller chose. Most files have none, and take no memory for it.
+    Elsewhere(Box<Elsewhere>),
+}
+
+/// What is known of a file at a destination that the caller chose.
+#[derive(Debug)]
+pub(super) struct Elsewhere {
+    /// Where it is on record, in case we die.
+    pub(super) area: Arc<Area>,
+    /// The name of the record.
+    pub(super) record: PathBuf,
+    /// Its directory was made for it.
+    pub(super) made_dir: bool,
 }
 
 impl StagedFile {
@@ -86,7 +90,8 @@ impl StagedFile {
             size: self.size,
             stamp: self.stamp,
             place: match &self.place {
-                Place::Area(area) | Place::Elsewhere { area, .. } => Place::Area(area.clone()),
+                Place::Area(area) => Place::Area(area.clone()),
+                Place::Elsewhere(place) => Place::Area(place.area.clone()),
             },
             names: Names::new(false),
             damaged: AtomicBool::new(false),
@@ -210,7 +215,8 @@ impl StagedFile {
     /// The area that the file, or the record of it, is in.
     pub(crate) fn area(&self) -> &Area {
         match &self.place {
-            Place::Area(area) | Place::Elsewhere { area, .. } => area,
+            Place::Area(area) => area,
+            Place::Elsewhere(place) => &place.area,
         }
     }
 
@@ -233,14 +239,14 @@ impl StagedFile {
     pub(crate) fn own_area(&self) -> Option<&Arc<Area>> {
         match &self.place {
             Place::Area(area) => Some(area),
-            Place::Elsewhere { .. } => None,
+            Place::Elsewhere(_) => None,
         }
     }
 
     /// The directory made for a destination that the caller chose.
     pub(super) fn made_dir(&self) -> Option<&Path> {
         match &self.place {
-            Place::Elsewhere { made_dir: true, .. } => self.path.parent(),
+            Place::Elsewhere(place) if place.made_dir => self.path.parent(),
             _ => None,
         }
     }
@@ -254,10 +260,8 @@ impl StagedFile {
             let is_replaced = news().any(|new| new.path == old.path);
             match &old.place {
                 // The system may have given the new file the number of the old one.
-                Place::Elsewhere { area, record, .. }
-                    if is_replaced || new.stamp.id() == old.stamp.id() =>
-                {
-                    let _ = sys::unlink_at(area.dir(), record);
+                Place::Elsewhere(place) if is_replaced || new.stamp.id() == old.stamp.id() => {
+                    let _ = sys::unlink_at(place.area.dir(), &place.record);
                 }
                 _ if is_replaced => {}
                 // In the same directory: that stays, and stays ours.
@@ -289,7 +293,7 @@ impl StagedFile {
     fn remove_file(&self) -> Result<()> {
         match &self.place {
             Place::Area(area) => self.remove_file_from(area),
-            Place::Elsewhere { .. } => match sys::lstat(&self.path) {
+            Place::Elsewhere(_) => match sys::lstat(&self.path) {
                 Ok(stat) if self.is_seen_in(&stat) => {
                     forgive_missing(sys::unlink_at(AT_FDCWD, &self.path))
                 }
@@ -303,7 +307,8 @@ impl StagedFile {
     fn remove_dir(&self) -> Result<()> {
         match &self.place {
             Place::Area(area) => self.remove_dir_from(area).context("remove", &self.path),
-            Place::Elsewhere { area, record, .. } => {
+            Place::Elsewhere(place) => {
+                let Elsewhere { area, record, .. } = &**place;
                 if let Some(dir) = self.made_dir() {
                     forgive_missing(remove_unused_dir(AT_FDCWD, dir)).context("remove", dir)?;
                 }
