@@ -9,6 +9,7 @@
 mod scene;
 mod cleanup;
 mod letting_go;
+mod names;
 mod owners;
 mod staging;
 mod world;
