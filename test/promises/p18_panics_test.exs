@@ -265,7 +265,8 @@ defmodule Codex.Files.P18PanicsTest do
           {"verify", quote(do: Codex.Files.verify())},
           {"verify", quote(do: Codex.Files.verify())},
           {"reply", quote(do: Codex.Files.verify())},
-          {"published", stage_stream(large)}
+          {"published", stage_stream(large)},
+          {"link", quote(do: Codex.Files.stage(unquote(context.kept), name: "another"))}
         ] do
       assert {point, panicking(context, point, call)} == {point, panicked(point)}
       assert_unharmed(context, point)
@@ -409,6 +410,7 @@ defmodule Codex.Files.P18PanicsTest do
           {"admit", quote(do: Codex.Files.stage(unquote(small)))},
           {"admit", quote(do: Codex.Files.stage(unquote(large)))},
           {"refresh", quote(do: Codex.Files.stage(unquote(kept)))},
+          {"wanted", quote(do: Codex.Files.stage(unquote(small)))},
           {"commit", quote(do: Codex.Files.stage(unquote(small)))},
           {"commit", quote(do: Codex.Files.stage(unquote(large)))},
           {"list", quote(do: Codex.Files.list_staged_result())},

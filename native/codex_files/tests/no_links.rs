@@ -75,17 +75,18 @@ fn p21_where_there_are_no_links_each_name_is_a_copy() {
         without_links(|| {
             copied(lab.stage_file_as(&source, "first"));
             known(lab.stage_file_as(&source, "second"));
-            let all = known(lab.stage_file_as(&source, "third"));
-            assert_named(&all, &["first", "second", "third"]);
+            // As a scratch file may be called.
+            let all = known(lab.stage_file_as(&source, ".staging"));
+            assert_named(&all, &["first", "second", ".staging"]);
             assert_ne!(inode(&all, "first"), inode(&all, "second"));
             // One that is lost is copied anew, whichever it is.
-            let third = inode(&all, "third");
+            let third = inode(&all, ".staging");
             fs::remove_file(path(&all, "second")).unwrap();
             assert_named(&known(lab.stage_file_as(&source, "second")), &["second"]);
             fs::remove_file(path(&all, "first")).unwrap();
             let all = copied(lab.stage_file_as(&source, "first"));
-            assert_named(&all, &["first", "second", "third"]);
-            assert_eq!(inode(&all, "third"), third, "it was there all the time");
+            assert_named(&all, &["first", "second", ".staging"]);
+            assert_eq!(inode(&all, ".staging"), third, "it was there all the time");
         });
         assert_eq!(lab.attachments().len(), 1);
         lab.assert_consistent();
@@ -226,4 +227,76 @@ fn p3_a_copy_for_a_name_is_checked() {
         .unwrap();
     let outcome: Outcome = without_links(|| lab.stage_file_as(&source, "second"));
     assert_named(&copied(outcome), &["first", "second"]);
+}
+
+/// A copy is not the file that belongs at the caller's destination.
+#[test]
+fn p9_nothing_is_left_at_a_destination_for_which_there_is_only_a_copy() {
+    let _alone = alone();
+    let mut lab = Lab::new();
+    let content = content(SMALL, 1);
+    let source = lab.source("source", &content);
+    let dir = lab.root.join("elsewhere");
+    fs::create_dir(&dir).unwrap();
+    let destination = dir.join("first");
+    copied(lab.stage(&key(&content), &source, &destination));
+    known(without_links(|| lab.stage_file_as(&source, "second")));
+    fs::remove_file(&destination).unwrap();
+    let all = copied(lab.stage_file_as(&source, "third"));
+    assert_named(&all, &["second", "third"]);
+    drop(all);
+    lab.assert_leaves_nothing();
+    assert!(!destination.exists());
+}
+
+/// What cannot be removed is listed under a name that is there.
+#[test]
+fn p7_a_name_that_cannot_be_removed_keeps_the_first_one() {
+    let _alone = alone();
+    let mut unlinks = 0;
+    for at in 0..8 {
+        let mut lab = Lab::new();
+        lab.retention = EXPIRED;
+        let source = lab.source("source", &content(SMALL, 1));
+        let first = copied(lab.stage_file_as(&source, "first"));
+        known(lab.stage_file_as(&source, "second"));
+        let plan = Plan {
+            at,
+            times: 1,
+            without: None,
+            ..NO_LINKS
+        };
+        let (report, calls) = fault::run(plan, || lab.cleanup());
+        if !report.failed.is_empty() && calls[at] != "rmdir" {
+            unlinks += usize::from(calls[at] == "unlink");
+            assert_eq!(lab.attachments().len(), 1);
+            assert!(first.file.path.exists(), "{calls:?}");
+        }
+        drop((first, report));
+        lab.assert_leaves_nothing();
+    }
+    assert_eq!(unlinks, 2);
+}
+
+/// Its first name is lost, and another is there still: its bytes are not to be had.
+#[test]
+fn p22_a_lost_file_that_is_there_under_another_name_gives_nothing_away() {
+    let _alone = alone();
+    let lab = Lab::new();
+    limit(&lab, SMALL);
+    let content = content(SMALL, 1);
+    let source = lab.source("source", &content);
+    let destination = lab.root.join("first");
+    copied(lab.stage(&key(&content), &source, &destination));
+    let all = known(lab.stage_file_as(&source, "second"));
+    fs::remove_file(&destination).unwrap();
+    fs::write(&destination, b"somebody else's").unwrap();
+    let error = failed(lab.stage_file_as(&source, "first"));
+    assert!(matches!(error, Error::OverBudget { .. }), "{error}");
+    assert_named(&all, &["second"]);
+    limit(&lab, 2 * SMALL);
+    assert_named(
+        &copied(lab.stage_file_as(&source, "first")),
+        &["first", "second"],
+    );
 }

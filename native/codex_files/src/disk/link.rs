@@ -71,8 +71,8 @@ fn link_and_look(
     relative: &Path,
     path: &Path,
 ) -> Result<(), PublishError> {
+    panics::point("link");
     area.attempted(LINK, relative, link_over(file, area, relative))?;
-    panics::point("linked");
     // Through the whole path, as its readers go: it must lead to the same file. A file system that
     // makes numbers up gives another one to each name, and what has that could not be told from a
     // stranger.
@@ -167,4 +167,29 @@ fn change_mode(file: &StagedFile) -> nix::Result<bool> {
         sys::fchmod(&opened, staged_mode(true))?;
     }
     Ok(is_there)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checksum;
+    use crate::disk::staging_dir::StagingDir;
+
+    /// Where capitals make no difference, or the form of an accent.
+    #[test]
+    fn p21_a_name_that_is_the_same_to_the_file_system_is_left_as_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let area = Area::open(&StagingDir {
+            path: dir.path().to_owned(),
+            is_default: false,
+        });
+        let area = area.expect("an area");
+        let key = checksum::key(&checksum::digest(b"content"));
+        let mode = staged_mode(false);
+        let staged = scratch::publish_content(&area, &key, b"name", b"content", None, mode);
+        let file = staged.unwrap_or_else(|_| panic!("it is staged"));
+        let linked = hard_link(&file, &area, b"name");
+        assert!(linked.is_ok_and(|linked| linked.is_intact()));
+        assert!(file.is_intact());
+    }
 }

@@ -167,3 +167,98 @@ fn make_room(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::disk::staging_dir::StagingDir;
+    use crate::manifest::Admission;
+    use crate::manifest::budget::Budget;
+    use crate::registry::admission::{Admitted, Answer, admit};
+    use crate::registry::keeper::{self, Options};
+    use crate::registry::{
+        MakeWaiter, Observer, Outcome, Report, Request, Waiter, Why, stage_data,
+    };
+    use crate::retention::{Retention, Ttl};
+
+    struct Deaf;
+
+    impl Observer for Deaf {
+        fn removed(&self, _why: Why, _report: Report) {}
+        fn stopped(&self) {}
+    }
+
+    #[test]
+    fn p21_whoever_is_at_work_gives_those_who_wait_their_names() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let registry = keeper::start(Options {
+            cleanup_interval: Duration::from_secs(60),
+            orphan_grace: Duration::from_secs(60),
+            recognise_unchanged: true,
+            budget: Budget::default(),
+            observer: Arc::new(Deaf),
+        });
+        let registry = registry.expect("a registry");
+        let request = |name: &str| Request {
+            name: name.as_bytes().into(),
+            keep: Retention {
+                persist: false,
+                ttl: Ttl::Infinity,
+            }
+            .into(),
+            owner: None,
+            staging_dir: StagingDir {
+                path: dir.path().to_owned(),
+                is_default: false,
+            },
+        };
+        let stage = |name: &str, make_waiter: MakeWaiter<'_>| {
+            let kept = || unreachable!("it is small");
+            stage_data::stage_data(&registry, b"content", kept, &request(name), make_waiter)
+        };
+        let Answer::Now(Outcome::Staged { attachment, .. }) = stage("first", &|| unreachable!())
+        else {
+            panic!("it is staged");
+        };
+        let file = attachment.file;
+        // Somebody is at work, and others come to wait for that.
+        let (keep, lost) = (request("first").keep, Some(&file));
+        let at_work = registry
+            .manifest
+            .admit(&file.checksum, keep, lost, || unreachable!());
+        let Ok(Admission::Lead(staging)) = at_work else {
+            panic!("nobody was at work");
+        };
+        let (answers, answered) = mpsc::channel();
+        let make_waiter = || {
+            let answers = answers.clone();
+            Waiter::new(move |outcome| drop(answers.send(outcome)))
+        };
+        for name in ["second", "third", "first", "second"] {
+            assert!(matches!(stage(name, &make_waiter), Answer::ByWaiter));
+        }
+        let request = request("fourth");
+        let completed = complete(&registry, &staging, &request.ask(false));
+        let completed = completed.expect("nothing fails");
+        assert!(completed.is_some_and(|(completed, _)| Arc::ptr_eq(&completed, &file)));
+        for name in ["first", "second", "third", "fourth"] {
+            let named = file.named(Some(name.as_bytes()));
+            assert!(named.is_some_and(|named| named.is_intact()), "{name}");
+        }
+        assert!(staging.commit(&file, crate::time::Now::read()).is_ok());
+        for _ in 0..4 {
+            let outcome = answered.recv_timeout(Duration::from_secs(60));
+            assert!(matches!(outcome, Ok(Outcome::Staged { .. })), "{outcome:?}");
+        }
+        let known = admit(
+            &registry,
+            &file.checksum,
+            &request.ask(false),
+            || unreachable!(),
+        );
+        assert!(matches!(known, Ok(Admitted::Known(_))));
+    }
+}
