@@ -4,7 +4,7 @@ defmodule Soak.Account do
   # reset since the staging began. Kept apart from the library's own manifest, to be compared with it
   # and with the disk.
 
-  alias Soak.{Problems, Sources}
+  alias Soak.{Operations, Problems, Sources}
 
   defstruct [:owed, :counters, :problems]
 
@@ -74,13 +74,23 @@ defmodule Soak.Account do
   def checks(%__MODULE__{counters: counters}), do: :atomics.get(counters, @checks)
 
   @doc "Looks whether something of what is owed, chosen at random, is there."
-  def check_one(%__MODULE__{owed: owed, counters: counters} = account) do
+  def check_one(account) do
+    for {_number, checksum, path, epoch} <- random(account),
+        do: check(account, checksum, path, epoch)
+  end
+
+  # None if there is none, or that number has gone.
+  defp random(%__MODULE__{owed: owed, counters: counters}) do
     first = max(:atomics.get(counters, @first), 1)
     last = :atomics.get(counters, @last)
+    if last >= first, do: :ets.lookup(owed, Enum.random(first..last)), else: []
+  end
 
-    if last >= first do
-      for {_number, checksum, path, epoch} <- :ets.lookup(owed, Enum.random(first..last)),
-          do: check(account, checksum, path, epoch)
+  @doc "Looks something of what is owed up, chosen at random."
+  def fetch_one(%{account: account} = context) do
+    with [_ | _] = owed <- random(account), {_number, id, path, epoch} <- hd(owed) do
+      if Operations.fetch(context, id) == {:error, :not_staged},
+        do: problem(account, epoch, :loss, "#{path} is not staged")
     end
   end
 
@@ -103,21 +113,24 @@ defmodule Soak.Account do
     length(owed)
   end
 
-  @doc "Looks whether the file is there, whole, unless there was a reset since `epoch`."
-  def check(_account, _checksum, _path, nil), do: :ok
+  @doc "Looks whether the file is there, whole, unless there was a reset since `epoch`. `what` it is."
+  def check(account, checksum, path, epoch, what \\ "owed")
+  def check(_account, _checksum, _path, nil, _what), do: :ok
 
-  def check(%__MODULE__{counters: counters} = account, checksum, path, epoch) do
+  def check(%__MODULE__{counters: counters} = account, checksum, path, epoch, what) do
     :atomics.add(counters, @checks, 1)
 
     case Sources.digest_of_file(path) do
       {:ok, ^checksum} -> :ok
       {:ok, other} -> problem(account, epoch, :wrong_content, "#{path} has the digest #{other}")
-      {:error, reason} -> problem(account, epoch, :loss, "#{path}: #{reason}")
+      {:error, reason} -> problem(account, epoch, :loss, "#{what}, #{path}: #{reason}")
     end
   end
 
-  # Not before it is certain that no reset has begun.
-  defp problem(%__MODULE__{counters: counters} = account, epoch, kind, detail) do
+  @doc "Notes a problem, unless a reset has begun since `epoch`."
+  def problem(_account, nil, _kind, _detail), do: :ok
+
+  def problem(%__MODULE__{counters: counters} = account, epoch, kind, detail) do
     if :atomics.get(counters, @begun) == epoch and not closed?(account),
       do: Problems.add(account.problems, kind, detail)
 

@@ -13,8 +13,9 @@ defmodule Soak.Checker do
       epoch = Account.epoch(context.account)
 
       with {:ok, attachments} <- Operations.list(context) do
-        for attachment <- attachments |> Enum.filter(&lasting?/1) |> Enum.take_random(@sample),
-            do: Account.check(context.account, attachment.checksum, attachment.path, epoch)
+        for %{checksum: checksum, path: path} <-
+              attachments |> Enum.filter(&lasting?/1) |> Enum.take_random(@sample),
+            do: Account.check(context.account, checksum, path, epoch, "listed")
       end
 
       Process.sleep(50)
@@ -25,21 +26,25 @@ defmodule Soak.Checker do
   defp lasting?(%{ttl_ms: ttl_ms}), do: ttl_ms == :infinity or ttl_ms >= Account.long_ms()
 
   @doc """
-  With nobody at work: all that is owed is listed and there, all that should have expired is gone,
-  and the metrics are those of the list. Returns the number of files checked.
+  With nobody at work: all that is owed is listed and there, all that should have expired or has no
+  owner any more is gone, and the metrics are those of the list. Returns the number of files checked.
   """
   def settle(context) do
-    unless Wait.until(fn -> Codex.Files.force_cleanup() == :ok and consistent?() end) do
-      detail =
-        "#{inspect(Codex.Files.metrics())} beside #{length(Codex.Files.list_staged())} listed"
+    registry = context.registry
 
-      Problems.add(context.problems, :leftover, "expected no expired entries: #{detail}")
+    unless Wait.until(fn ->
+             Codex.Files.force_cleanup(registry) == :ok and consistent?(registry)
+           end) do
+      metrics = inspect(Codex.Files.metrics(registry))
+      listed = length(Codex.Files.list_staged(registry))
+      detail = "expected no expired entries: #{metrics} beside #{listed} listed"
+      Problems.add(context.problems, :leftover, detail)
     end
 
-    listed = Map.new(Codex.Files.list_staged(), &{&1.checksum, &1.path})
+    listed = Map.new(Codex.Files.list_staged(registry), &{&1.checksum, &1.path})
     owed = Account.owed(context.account)
 
-    for {checksum, path} <- owed, listed[checksum] != path do
+    for {checksum, path} <- owed, not is_map_key(listed, checksum) do
       Problems.add(context.problems, :loss, "#{path} is not listed")
     end
 
@@ -50,31 +55,36 @@ defmodule Soak.Checker do
   end
 
   # Copies whose callers were killed may still come to their end.
-  defp consistent? do
-    attachments = Codex.Files.list_staged()
+  defp consistent?(registry) do
+    attachments = Codex.Files.list_staged(registry)
+    metrics = Codex.Files.metrics(registry)
 
-    match?({:ok, _attachments}, Codex.Files.list_staged_result()) and
+    match?({:ok, _attachments}, Codex.Files.list_staged_result(registry)) and
       Enum.all?(attachments, &lasting?/1) and
-      Codex.Files.metrics().total_count == length(attachments) and
-      Codex.Files.metrics().total_bytes == Enum.sum(Enum.map(attachments, & &1.size))
+      metrics.owned_count == 0 and
+      metrics.total_count == length(attachments) and
+      metrics.total_bytes == Enum.sum(Enum.map(attachments, & &1.size))
   end
 
   @doc "Resets, and looks whether anything is left in this registry's own places."
-  def clear(context) do
+  def clear(context, elsewhere) do
     source = Soak.Sources.write(Path.join(context.dir, "last"), 1)
-    {:ok, attachment} = Codex.Files.stage(source.path)
+    {:ok, attachment} = Codex.Files.stage(source.path, registry: context.registry)
     area = attachment.path |> Path.dirname() |> Path.dirname()
-    elsewhere = Application.fetch_env!(:codex_files, :soak_elsewhere)
+    left = fn -> Enum.flat_map([area | elsewhere], &files/1) end
 
     empty? = fn ->
-      Account.reset(context.account, &Codex.Files.reset!/0) == :ok and
-        Codex.Files.list_staged() == [] and files(area) ++ files(elsewhere) == []
+      Account.reset(context.account, fn -> Codex.Files.reset!(context.registry) end) == :ok and
+        Codex.Files.list_staged(context.registry) == [] and left.() == []
     end
 
-    unless Wait.until(empty?) do
-      files = Enum.take(files(area) ++ files(elsewhere), 5)
-      Problems.add(context.problems, :leftover, "after a reset: #{inspect(files)}")
-    end
+    unless Wait.until(empty?),
+      do:
+        Problems.add(
+          context.problems,
+          :leftover,
+          "after a reset: #{inspect(Enum.take(left.(), 5))}"
+        )
 
     :ok
   end

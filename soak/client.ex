@@ -2,7 +2,18 @@ defmodule Soak.Client do
   @moduledoc false
   # A caller of the library: one operation after the other, chosen at random.
 
-  alias Soak.{Account, Context, Operations, Problems, Sources, Tally}
+  alias Soak.{
+    Account,
+    Context,
+    Damage,
+    Limited,
+    Operations,
+    Owners,
+    Problems,
+    Sources,
+    Streams,
+    Tally
+  }
 
   # The time to live of what is to expire, and the longest pause between two operations.
   @short_ms 100
@@ -29,30 +40,90 @@ defmodule Soak.Client do
     end
   end
 
-  defp step(context, number, dice) when dice <= 35, do: keep(context, source(context, number))
-  defp step(context, number, dice) when dice <= 50, do: expire(context, source(context, number))
-  defp step(context, number, dice) when dice <= 60, do: renew(context, source(context, number))
-  defp step(context, _number, dice) when dice <= 82, do: stage_again(context)
-  defp step(context, _number, dice) when dice <= 87, do: be_killed(context)
-  defp step(context, _number, dice) when dice <= 92, do: Operations.force_cleanup(context)
-  defp step(context, _number, dice) when dice <= 95, do: Operations.metrics(context)
-  defp step(context, _number, _dice), do: Account.check_one(context.account)
+  defp step(context, number, dice) when dice <= 75,
+    do: step_of_default(context, number, :rand.uniform(100))
+
+  defp step(context, number, _dice),
+    do: step_of_limited(context.limited, number, :rand.uniform(100))
+
+  defp step_of_default(context, number, dice) do
+    cond do
+      dice <= 25 -> keep(context, source(context, number))
+      dice <= 35 -> expire(context, source(context, number))
+      dice <= 41 -> renew(context, source(context, number))
+      dice <= 59 -> stage_again(context)
+      dice <= 63 -> be_killed(context)
+      dice <= 66 -> Operations.force_cleanup(context)
+      dice <= 68 -> Operations.metrics(context)
+      dice <= 73 -> Account.check_one(context.account)
+      dice <= 74 -> Account.fetch_one(context)
+      dice <= 75 -> Damage.round(context, number)
+      true -> either(context, number, dice - 75)
+    end
+  end
+
+  # Nothing is certain to stay there but what is owned or endless, of which there is little.
+  defp step_of_limited(context, number, dice) do
+    cond do
+      dice <= 35 -> pass(context, source(context, number))
+      dice <= 50 -> pass(context, Enum.random(context.shared), again: true)
+      dice <= 53 -> keep(context, small_source(context, number), ttl_ms: :infinity)
+      dice <= 57 -> be_killed(context)
+      dice <= 60 -> Account.check_one(context.account)
+      dice <= 62 -> Operations.force_cleanup(context)
+      true -> either(context, number, dice - 62)
+    end
+  end
+
+  defp either(context, number, dice) do
+    cond do
+      dice <= 7 -> Owners.own(context, source(context, number))
+      dice <= 11 -> Owners.share(context)
+      dice <= 14 -> Owners.bereave(context, source(context, number))
+      dice <= 19 -> Owners.temporary(context, source(context, number))
+      dice <= 22 -> Streams.fail(context, source(context, number))
+      true -> unstage(context, source(context, number))
+    end
+  end
 
   # Each caller writes its new contents over its old ones.
   defp source(context, number), do: Sources.write(Path.join(context.dir, "source-#{number}"))
+
+  defp small_source(context, number),
+    do: Sources.write_small(Path.join(context.dir, "source-#{number}"))
 
   defp keep(context, source, opts \\ []) do
     lasting = Enum.random([[ttl_ms: Account.long_ms()], [ttl_ms: :infinity], [persist: true]])
     epoch = Account.epoch(context.account)
 
-    with {:ok, attachment} <-
-           Operations.stage(context, Operations.random_way(), source, opts ++ lasting),
+    with {:ok, attachment} <- stage(context, source, Keyword.merge(lasting, opts)),
          do: Account.owe(context.account, attachment, epoch)
   end
 
-  defp expire(context, source) do
-    ttl_ms = :rand.uniform(@short_ms) - 1
-    Operations.stage(context, Operations.random_way(), source, ttl_ms: ttl_ms)
+  defp expire(context, source), do: stage(context, source, ttl_ms: :rand.uniform(@short_ms) - 1)
+
+  defp pass(context, source, opts \\ []),
+    do: stage(context, source, opts ++ [ttl_ms: Limited.ttl_ms()])
+
+  defp stage(context, source, opts),
+    do: Operations.stage(context, Operations.random_way(context), source, opts)
+
+  # Removed before its time: its owner lives. A reset may come first.
+  defp unstage(context, source) do
+    epoch = Account.epoch(context.account)
+    opts = [owner: self()]
+
+    with {:ok, %{id: id, path: path}} <-
+           Operations.stage(context, Operations.random_source(), source, opts) do
+      fetched = Operations.fetch(context, id)
+      unstaged = Operations.unstage(context, id)
+
+      if {:error, :not_staged} in [fetched, unstaged],
+        do: Account.problem(context.account, epoch, :loss, "#{path} was not there to unstage")
+
+      if unstaged == :ok and File.exists?(path, [:raw]),
+        do: Problems.add(context.problems, :leftover, "#{path} was unstaged")
+    end
   end
 
   # The same content to stay, at about the moment at which a cleanup takes it.
@@ -75,13 +146,13 @@ defmodule Soak.Client do
             Sources.large_size()
           )
 
-    way = Operations.random_way()
-    ttl_ms = Account.long_ms()
+    way = Enum.random([Operations.random_way(context), {:stream, Streams.slowly(source)}])
+    opts = [ttl_ms: if(Context.limited?(context), do: 0, else: Account.long_ms())]
 
     {pid, monitor} =
       spawn_monitor(fn ->
         try do
-          Operations.call(way, source, ttl_ms: ttl_ms)
+          Operations.call(context, way, source, opts)
         catch
           # The registry was killed before its caller was.
           :exit, _reason -> :ok

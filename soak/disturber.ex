@@ -14,7 +14,7 @@ defmodule Soak.Disturber do
 
   @doc "Resets, each time after a pause of up to `every_ms`."
   def reset(context, every_ms) do
-    wait(context, :rand.uniform(every_ms), &crowded?/0)
+    wait(context, :rand.uniform(every_ms), fn -> crowded?(context.registry) end)
 
     unless Context.stopped?(context) do
       Account.check_all(context.account)
@@ -23,8 +23,8 @@ defmodule Soak.Disturber do
     end
   end
 
-  defp crowded? do
-    case Codex.Files.metrics() do
+  defp crowded?(registry) do
+    case Codex.Files.metrics(registry) do
       %{total_bytes: bytes, total_count: count} -> bytes > @most_bytes or count > @most_files
       {:error, _reason} -> false
     end
@@ -62,7 +62,7 @@ defmodule Soak.Disturber do
     # The supervisor lets it be restarted a hundred times a second.
     Process.sleep(10 + rem(number, 10))
 
-    case Operations.stage(context, :stage, source, ttl_ms: Account.long_ms()) do
+    case Operations.stage(context, :path, source, ttl_ms: Account.long_ms()) do
       {:ok, attachment} -> Account.owe(context.account, attachment, epoch) && 1
       {:error, _reason} -> 0
     end

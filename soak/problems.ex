@@ -6,7 +6,8 @@ defmodule Soak.Problems do
   # More of them tell nothing more.
   @most 1_000
 
-  @kinds [:loss, :wrong_content, :hanging, :leak, :leftover, :stray, :error, :crash]
+  @kinds [:loss, :wrong_content, :wrong_name, :over_budget, :hanging, :leak, :leftover] ++
+           [:stray, :error, :crash]
 
   @doc "All kinds of problem."
   def kinds, do: @kinds

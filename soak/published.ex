@@ -2,7 +2,7 @@ defmodule Soak.Published do
   @moduledoc false
   # What is on the disk at staged paths, whoever put it there.
 
-  alias Soak.{Problems, Sources}
+  alias Soak.{Damage, Problems, Sources}
 
   @doc "The directories of registries, living or dead."
   def areas(staging_dir), do: Path.wildcard(Path.join(staging_dir, "codex_files-*"))
@@ -20,7 +20,7 @@ defmodule Soak.Published do
     destinations =
       for path <- Path.wildcard(Path.join(elsewhere, "*")), do: {Path.basename(path), path}
 
-    for {checksum, path} <- staged ++ destinations do
+    for {checksum, path} <- staged ++ destinations, not Damage.on_purpose?(path) do
       case Sources.digest_of_file(path) do
         {:ok, ^checksum} ->
           :ok

@@ -5,7 +5,7 @@ defmodule Soak.Report do
   alias Soak.{Outcome, Problems, Tally}
 
   @percentiles [50, 99, 99.9, 100]
-  @columns [44, 11, 10, 10, 10, 10]
+  @columns [52, 9, 10, 10, 10, 10]
 
   # So many problems of a phase are shown.
   @shown 10
@@ -20,8 +20,14 @@ defmodule Soak.Report do
         for(
           {title, event} <- [
             {"callers killed in a call", :caller_killed},
+            {"owners ended", :owner_ended},
             {"registry killed", :registry_killed},
-            {"supervisor killed", :supervisor_killed}
+            {"registry with a budget killed", :limited_killed},
+            {"supervisor killed", :supervisor_killed},
+            {"attachments that expired", {:told, :cleaned}},
+            {"attachments evicted", {:told, :evicted}},
+            {"attachments unstaged", {:told, :unstaged}},
+            {"removals that failed", {:told, :cleanup_failed}}
           ],
           (count = Tally.event(outcome.counts, event)) > 0,
           do: {title, count}
@@ -39,6 +45,8 @@ defmodule Soak.Report do
     [
       {"losses", :loss},
       {"wrong contents", :wrong_content},
+      {"wrong names", :wrong_name},
+      {"budgets passed", :over_budget},
       {"hanging callers", :hanging},
       {"leaks", :leak},
       {"left behind", :leftover},
@@ -74,6 +82,7 @@ defmodule Soak.Report do
     figure("memory at start and end", "#{mib(from.rss_kib)} and #{mib(till.rss_kib)} MiB")
     figure("threads at start and end", "#{from.threads} and #{till.threads}")
     figure("descriptors at start and end", "#{from.descriptors} and #{till.descriptors}")
+    figure("Erlang processes at start and end", "#{from.processes} and #{till.processes}")
   end
 
   @doc "The last line, and whether all is well."
@@ -104,6 +113,8 @@ defmodule Soak.Report do
 
   defp name(:loss), do: "lost"
   defp name(:wrong_content), do: "wrong"
+  defp name(:wrong_name), do: "under a wrong name"
+  defp name(:over_budget), do: "over budget"
   defp name(:hanging), do: "hanging"
   defp name(:leak), do: "leaking"
   defp name(:leftover), do: "left behind"

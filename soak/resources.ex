@@ -1,16 +1,19 @@
 defmodule Soak.Resources do
   @moduledoc false
-  # The memory, threads and open files of a VM, as the system counts them.
+  # The memory, threads and open files of a VM, as the system counts them, and its Erlang processes.
 
-  defstruct [:rss_kib, :threads, :descriptors]
+  alias Codex.Files.ChildVM
 
-  def of(os_pid) do
-    status = File.read!("/proc/#{os_pid}/status")
+  defstruct [:rss_kib, :threads, :descriptors, :processes]
+
+  def of(vm) do
+    status = File.read!("/proc/#{vm.os_pid}/status")
 
     %__MODULE__{
       rss_kib: number(status, "VmRSS"),
       threads: number(status, "Threads"),
-      descriptors: length(File.ls!("/proc/#{os_pid}/fd"))
+      descriptors: length(File.ls!("/proc/#{vm.os_pid}/fd")),
+      processes: ChildVM.eval(vm, quote(do: length(Process.list())))
     }
   end
 

@@ -33,6 +33,15 @@ defmodule Soak.Sources do
     %__MODULE__{path: path, checksum: digest(content), size: size + 16}
   end
 
+  @doc "One that is not large."
+  def write_small(path), do: write(path, Enum.random(@small))
+
+  @doc "The content of a source."
+  def read(%__MODULE__{path: path}) do
+    {:ok, pieces} = pieces(path)
+    IO.iodata_to_binary(pieces)
+  end
+
   @doc "Writes files that stay as they are, for everybody to stage again and again."
   def write_shared(dir) do
     File.mkdir_p!(dir)
@@ -43,10 +52,14 @@ defmodule Soak.Sources do
 
   @doc "The digest of what is at `path`, or why it cannot be read."
   def digest_of_file(path) do
+    with {:ok, pieces} <- pieces(path), do: {:ok, digest(pieces)}
+  end
+
+  defp pieces(path) do
     with {:ok, file} <- :file.open(path, [:read, :raw, :binary]) do
-      content = read(file, [])
+      pieces = read(file, [])
       :ok = :file.close(file)
-      {:ok, digest(content)}
+      {:ok, pieces}
     end
   end
 

@@ -9,7 +9,12 @@ defmodule Soak.Station do
 
   # Beyond what there was at the start: threads that are started when they are first needed, and
   # memory that the allocators keep, which goes up and down.
-  @spare %{threads: 4 + System.schedulers_online(), descriptors: 4, rss_kib: 48 * 1024}
+  @spare %{
+    threads: 4 + System.schedulers_online(),
+    descriptors: 4,
+    processes: 4,
+    rss_kib: 48 * 1024
+  }
 
   @doc "Starts a VM on a staging directory, without traffic."
   def start(staging_dir, cleanup_interval_ms) do
@@ -24,7 +29,7 @@ defmodule Soak.Station do
   @doc "Starts the traffic in a VM."
   def open(vm, opts) do
     {:ok, _attachments} = ChildVM.eval(vm, quote(do: Codex.Files.list_staged_result()))
-    first = Resources.of(vm.os_pid)
+    first = Resources.of(vm)
     :ok = ChildVM.eval(vm, quote(do: Traffic.start(unquote(Macro.escape(opts)))))
     %__MODULE__{vm: vm, opts: opts, first: first}
   end
@@ -47,15 +52,17 @@ defmodule Soak.Station do
   end
 
   @doc """
-  What the VM held at the start: threads and open files before there was any traffic, memory after
-  some of it, with the VM idle.
+  What the VM held at the start: threads and open files before there was any traffic, memory and
+  processes after some of it, with the VM idle.
   """
-  def start_resources(%__MODULE__{first: first} = station),
-    do: %{first | rss_kib: resources(station).rss_kib}
+  def start_resources(%__MODULE__{first: first} = station) do
+    idle = resources(station)
+    %{first | rss_kib: idle.rss_kib, processes: idle.processes}
+  end
 
   defp resources(%__MODULE__{vm: vm} = station) do
     tell(station, :collect_garbage)
-    Resources.of(vm.os_pid)
+    Resources.of(vm)
   end
 
   @doc "Measures the idle VM again, until it has no more than at the start, or reports a leak."

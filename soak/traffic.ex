@@ -6,9 +6,25 @@ defmodule Soak.Traffic do
   use GenServer
 
   alias Codex.Files.Registry
-  alias Soak.{Account, Checker, Client, Context, Disturber, Problems, Tally, Watch}
+
+  alias Soak.{
+    Account,
+    Checker,
+    Client,
+    Context,
+    Damage,
+    Disturber,
+    Limited,
+    Problems,
+    Tally,
+    Watch
+  }
 
   @clients 24
+
+  # Of the registry with a budget.
+  @limited_cleanup_ms 20
+  @limited_reset_ms 3_000
 
   @doc """
   Starts the traffic.
@@ -18,12 +34,14 @@ defmodule Soak.Traffic do
     * `:problems` - the file that problems go to
     * `:reset_ms`, `:registry_ms`, `:supervisor_ms` - the longest pause between two resets, and
       between two kills of the registry or of its supervisor; without it there are none
+    * `:limited_ms` - between two kills of the registry with a budget. It is reset in any case
   """
   def start(opts) do
     # What a killed process reports is no news here.
     :logger.set_primary_config(:level, :none)
     Application.put_env(:codex_files, :soak_elsewhere, Path.join(opts[:dir], "elsewhere"))
     {:ok, _pid} = GenServer.start(__MODULE__, opts, name: __MODULE__)
+    {:module, :telemetry} = :code.ensure_loaded(:telemetry)
     :ok
   end
 
@@ -35,21 +53,37 @@ defmodule Soak.Traffic do
   @doc "What was counted, and how many checks were made, after one of all there is."
   def report do
     context = context()
-    Account.check_all(context.account)
-    %{counts: Tally.counts(context.tally), checks: Account.checks(context.account)}
+    accounts = [context.account, context.limited.account]
+    Enum.each(accounts, &Account.check_all/1)
+    checks = accounts |> Enum.map(&Account.checks/1) |> Enum.sum()
+    %{counts: Tally.counts(context.tally), checks: checks}
   end
 
   @doc "With the traffic paused. See `Soak.Checker`."
-  def settle, do: Checker.settle(context())
-  def clear, do: Checker.clear(context())
+  def settle do
+    context = context()
+    Checker.settle(context) + Checker.settle(context.limited)
+  end
+
+  def clear do
+    context = context()
+    Checker.clear(context, [Application.fetch_env!(:codex_files, :soak_elsewhere)])
+    Checker.clear(context.limited, [])
+  end
 
   @doc "Before the VM is stopped under load. See `Soak.Account.close/1`."
-  def close, do: Account.close(context().account)
+  def close do
+    Account.close(context().account)
+    Account.close(context().limited.account)
+  end
 
   def kill_registry(count), do: Disturber.kill_registry(context(), count)
 
   @doc "Collects the garbage of all processes, before the memory is measured."
   def collect_garbage, do: Enum.each(Process.list(), &:erlang.garbage_collect/1)
+
+  @doc "Counts an event."
+  def count(event), do: Tally.add_event(context().tally, event)
 
   defp context, do: :persistent_term.get(__MODULE__)
 
@@ -58,6 +92,7 @@ defmodule Soak.Traffic do
     context = Context.new(opts[:dir], opts[:shared], opts[:problems])
     :persistent_term.put(__MODULE__, context)
     {:ok, _attachments} = Codex.Files.list_staged_result()
+    Limited.start_link(@limited_cleanup_ms)
     watch()
     {:ok, go(%{context: context, opts: opts, workers: %{}})}
   end
@@ -107,7 +142,13 @@ defmodule Soak.Traffic do
 
     works =
       for(number <- 1..@clients, do: fn -> Client.run(context, number) end) ++
-        [fn -> Checker.run(context) end] ++
+        [
+          fn -> Checker.run(context) end,
+          fn -> Damage.watch(context) end,
+          fn -> Damage.watch(context.limited) end,
+          fn -> Limited.watch(context.limited) end,
+          fn -> Disturber.reset(context.limited, @limited_reset_ms) end
+        ] ++
         for({key, work} <- disturbances(context), pause = opts[key], do: fn -> work.(pause) end)
 
     %{state | workers: Map.new(works, &start_worker/1)}
@@ -117,6 +158,7 @@ defmodule Soak.Traffic do
     [
       reset_ms: &Disturber.reset(context, &1),
       registry_ms: &Disturber.kill(context, Registry, :registry_killed, &1),
+      limited_ms: &Disturber.kill(context, Limited, :limited_killed, &1),
       supervisor_ms: &Disturber.kill(context, Codex.Files.Supervisor, :supervisor_killed, &1)
     ]
   end

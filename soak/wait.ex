@@ -2,12 +2,14 @@ defmodule Soak.Wait do
   @moduledoc false
   # Waiting for what must come true.
 
+  # Unless it is said.
   @limit_ms 30_000
 
-  @doc "Calls `check` until it gives something truthy, and returns that; after half a minute `nil`."
-  def until(check), do: until(check, System.monotonic_time(:millisecond) + @limit_ms)
+  @doc "Calls `check` until it gives something truthy, and returns that; if it never does, `nil`."
+  def until(check, limit_ms \\ @limit_ms),
+    do: until_deadline(check, System.monotonic_time(:millisecond) + limit_ms)
 
-  defp until(check, deadline) do
+  defp until_deadline(check, deadline) do
     cond do
       result = check.() ->
         result
@@ -17,7 +19,7 @@ defmodule Soak.Wait do
 
       true ->
         Process.sleep(5)
-        until(check, deadline)
+        until_deadline(check, deadline)
     end
   end
 end

@@ -80,7 +80,8 @@ defmodule Soak.Phases.Crashes do
       shared: state.shared,
       problems: state.problems,
       reset_ms: 2_000,
-      registry_ms: 500
+      registry_ms: 500,
+      limited_ms: 500
     )
 
     Process.sleep(:rand.uniform(@longest_life_ms))

@@ -21,6 +21,7 @@ defmodule Soak.Phases.Load do
         problems: problems,
         reset_ms: 10_000,
         registry_ms: 1_000,
+        limited_ms: 1_500,
         supervisor_ms: 8_000
       )
 

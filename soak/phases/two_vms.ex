@@ -91,8 +91,8 @@ defmodule Soak.Phases.TwoVMs do
   end
 
   defp areas_left(state, way, stations) do
-    # Each has one at most, and the next cleanup comes after what a start removes.
-    gone? = fn -> length(Published.areas(state.staging_dir)) <= length(stations) end
+    # Each has two at most, and the next cleanup comes after what a start removes.
+    gone? = fn -> length(Published.areas(state.staging_dir)) <= 2 * length(stations) end
 
     unless Soak.Wait.until(gone?) do
       areas = inspect(Published.areas(state.staging_dir))
