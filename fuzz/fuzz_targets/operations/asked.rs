@@ -212,6 +212,7 @@ impl Tenant {
         assert_eq!(Some(attachment.retention), known.retention);
         if is_copied {
             known.content.clone_from(&asked.content);
+            known.there.clone_from(&asked.content);
             known.size = asked.size;
         }
         known.executable |= asked.executable && (is_copied || asked.destination.is_none());

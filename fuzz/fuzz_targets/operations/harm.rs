@@ -1,14 +1,15 @@
 //! What others do: they write to sources, and to what is staged.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use codex_files::registry::stage_file::{self, Miss};
 use codex_files::registry::{keeper, remove};
 
 use crate::calls::{Log, ask, start, until_answered};
+use crate::model::Named;
 use crate::op::{Content, Keep, Life, Loss};
 use crate::world::World;
 
@@ -56,7 +57,7 @@ impl World {
                 set_mode(&path, 0o600);
                 if path.exists() && fs::write(&path, &content).is_ok() {
                     self.foreign
-                        .entry(path)
+                        .entry(path.clone())
                         .and_modify(|there| *there = content);
                 }
             }
@@ -64,12 +65,16 @@ impl World {
                 let _ = fs::remove_file(&path);
                 // In our own directory it is ours all the same, since it is in the place of ours.
                 if fs::write(&path, &content).is_ok() && elsewhere {
-                    self.foreign.insert(path, content);
+                    self.foreign.insert(path.clone(), content);
                 }
             }
             (Loss::ChecksumDir | Loss::Area, _) if elsewhere => {}
+            (Loss::Spoilt, _) => {}
             (Loss::ChecksumDir, _) => remove_dir(path.parent()),
             (Loss::Area, _) => remove_dir(path.parent().and_then(Path::parent)),
+        }
+        if matches!(how, Loss::Spoilt) {
+            self.spoil(t, &path);
         }
         for tenant in &mut self.tenants {
             for open in tenant.streams.iter_mut().flatten() {
@@ -83,6 +88,25 @@ impl World {
         let gone = std::mem::take(&mut self.foreign);
         let there = gone.into_iter().filter(|(path, _)| path.exists());
         self.foreign = there.collect::<BTreeMap<_, _>>();
+    }
+
+    /// Changes a byte of a file, and nothing that a look shows.
+    fn spoil(&mut self, t: usize, path: &Path) {
+        let is_there = |named: &Named| named.path == path && !named.harmed;
+        let known = self.tenants[t].model.known.values_mut();
+        let known = known.filter(|known| known.names.iter().any(is_there));
+        for known in known.filter(|known| !known.there.is_empty()) {
+            known.there[0] = !known.there[0];
+            let before = fs::metadata(path).expect("it is there");
+            set_mode(path, 0o600);
+            let file = OpenOptions::new().write(true).open(path);
+            let file = file.expect("it can be written");
+            file.write_all_at(&known.there[..1], 0)
+                .expect("there is room");
+            let modified = before.modified().expect("it has one");
+            file.set_modified(modified).expect("it is ours");
+            set_mode(path, before.mode());
+        }
     }
 
     pub fn neighbour(&mut self, source: u8) {

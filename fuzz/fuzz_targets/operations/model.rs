@@ -20,6 +20,8 @@ pub struct Known {
     /// What its caller said.
     pub size: u64,
     pub executable: bool,
+    /// What is in the file that its names lead to: the content, unless somebody has spoilt it unseen.
+    pub there: Vec<u8>,
     /// The first one is what is listed.
     pub names: Vec<Named>,
 }
@@ -77,6 +79,11 @@ impl Known {
         self.content.len() as u128
     }
 
+    /// Whether reading it would show what a look does not.
+    pub fn is_spoilt(&self) -> bool {
+        self.there != self.content
+    }
+
     pub fn is_persistent(&self) -> bool {
         self.retention.is_some_and(|retention| retention.persist)
     }
@@ -100,7 +107,7 @@ impl Known {
     pub fn look(&mut self) {
         for named in &mut self.names {
             let content = fs::read(&named.path);
-            named.harmed |= !content.is_ok_and(|content| content == self.content);
+            named.harmed |= !content.is_ok_and(|content| content == self.there);
         }
     }
 }

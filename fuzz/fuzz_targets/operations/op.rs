@@ -60,6 +60,7 @@ pub enum Op {
     },
     Cleanup,
     Reset,
+    Verify,
     Unstage {
         pick: u8,
     },
@@ -151,4 +152,6 @@ pub enum Loss {
     Area,
     Overwritten,
     Replaced,
+    /// A byte is another one, and a look does not show it.
+    Spoilt,
 }

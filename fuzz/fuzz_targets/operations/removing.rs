@@ -1,9 +1,12 @@
 //! What removes attachments, looks them up, or changes what keeps them.
 
+use std::collections::BTreeSet;
+use std::mem;
+
 use codex_files::disk::staging_dir::StagingDir;
 use codex_files::manifest::budget::{Budget, WhenFull};
 use codex_files::registry::fetch::{self, Fetched};
-use codex_files::registry::{Report, keeper, owners, remove};
+use codex_files::registry::{Report, keeper, owners, remove, verify};
 
 use crate::calls::ask;
 use crate::model::Key;
@@ -23,6 +26,35 @@ impl Tenant {
         let failures = ask(|reply| remove::reset(&self.registry, dir, reply));
         assert!(failures.is_empty(), "{failures:?}");
         self.model.known.clear();
+    }
+
+    /// What reading shows is not taken for intact any more.
+    pub fn verify(&mut self) {
+        let verified = ask(|reply| verify::verify(&self.registry, reply));
+        let mut damaged = BTreeSet::new();
+        let mut intact = 0;
+        for (key, known) in &mut self.model.known {
+            let shows = known.is_spoilt() && key.len() == 64;
+            let mut is_intact = true;
+            let mut is_read = false;
+            for (number, named) in known.names.iter_mut().enumerate() {
+                let is_reported = if named.harmed {
+                    // Whoever asks for another name that has gone gets it anew.
+                    number == 0 || named.path.exists()
+                } else {
+                    shows && !mem::replace(&mut is_read, true)
+                };
+                named.harmed |= shows;
+                is_intact &= !is_reported;
+                if is_reported {
+                    damaged.insert(named.path.clone());
+                }
+            }
+            intact += u64::from(is_intact);
+        }
+        let reported = verified.damaged.iter().map(|(path, _)| path.clone());
+        assert_eq!(reported.collect::<BTreeSet<_>>(), damaged, "{verified:?}");
+        assert_eq!(verified.intact, intact);
     }
 
     pub fn unstage(&mut self, pick: u8) {

@@ -127,7 +127,7 @@ impl Tenant {
             assert_eq!(attachment.file.size, known.size);
             let mode = if known.executable { 0o500 } else { 0o400 };
             for named in known.names.iter_mut().filter(|named| !named.harmed) {
-                named.check(&known.content, mode);
+                named.check(&known.there, mode);
             }
         }
         let metrics = self.registry.manifest().metrics();
@@ -210,6 +210,7 @@ impl World {
                 executable,
             } => self.write(source, content, executable),
             Op::Cleanup => self.tenants[t].cleanup(),
+            Op::Verify => self.tenants[t].verify(),
             Op::Reset => self.tenants[t].reset(&self.staging_dir),
             Op::Unstage { pick } => self.tenants[t].unstage(pick),
             Op::Fetch { pick } => self.tenants[t].fetch(pick),
@@ -223,16 +224,16 @@ impl World {
         }
     }
 
-    /// What is below the staging directory, but for this registry's.
+    /// Bytes below the staging directory, but for this registry's. What somebody has put in the place of a
+    /// file is not that.
     pub fn bytes_of_others(&self, t: usize) -> u64 {
         let staging = &self.staging_dir.path;
         let all = bytes_in(&files_below(staging));
-        let own: Vec<_> = self.tenants[t].paths().collect();
-        let own: Vec<_> = own
-            .into_iter()
-            .filter(|path| path.starts_with(staging))
-            .collect();
-        let written = self.tenants[t].streams.iter().flatten().map(Open::written);
+        let tenant = &self.tenants[t];
+        let names = tenant.model.known.values().flat_map(|known| &known.names);
+        let own = names.filter(|named| !named.harmed && named.path.starts_with(staging));
+        let own: Vec<_> = own.map(|named| &named.path).collect();
+        let written = tenant.streams.iter().flatten().map(Open::written);
         all - bytes_in(&own) - written.sum::<u64>()
     }
 
