@@ -236,6 +236,29 @@ fn p22_nothing_is_evicted_for_a_large_file_that_turns_out_to_be_known() {
 }
 
 #[test]
+fn p22_what_is_still_there_under_another_name_is_counted_once_for_each_file() {
+    for size in [SMALL, LARGE] {
+        let lab = lab(size as u64, WhenFull::Refuse);
+        let content = content(size, 1);
+        let source = lab.source("source", &content);
+        let first = lab.root.join("first");
+        copied(lab.stage(&key(&content), &source, &first));
+        for name in ["second", "third"] {
+            known(lab.stage_file_as(&source, name));
+        }
+        // A copy at the destination is another file: those in the area stay what they are.
+        fs::remove_file(&first).unwrap();
+        fs::write(&first, b"somebody else's").unwrap();
+        refused(&lab.stage(&key(&content), &source, &first));
+        limit(&lab, 2 * size as u64, WhenFull::Refuse);
+        copied(lab.stage(&key(&content), &source, &first));
+        limit(&lab, 2 * size as u64 + 1, WhenFull::Refuse);
+        refused(&stage(&lab, 2, 2));
+        staged(stage(&lab, 2, 1));
+    }
+}
+
+#[test]
 fn p22_a_smaller_budget_evicts_nothing_by_itself() {
     let lab = lab(10 * SMALL as u64, WhenFull::Evict);
     let three = [1, 2, 3].map(|seed| staged(stage(&lab, seed, SMALL)));

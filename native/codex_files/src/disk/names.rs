@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 pub(super) struct Names<F> {
     /// The last one last.
     others: Mutex<Option<Arc<Vec<Arc<F>>>>>,
-    /// How many of the others are files of their own.
+    /// How many files the others are that are not the same one.
     copies: AtomicU32,
     /// The owner may execute it.
     executable: AtomicBool,
@@ -43,14 +43,13 @@ impl<F> Names<F> {
         &self,
         other: Arc<F>,
         replaces: impl Fn(&F) -> bool,
-        is_copy: impl Fn(&F) -> bool,
+        count_copies: impl Fn(&[Arc<F>]) -> usize,
     ) {
         let mut others = self.others.lock();
         let others = Arc::make_mut(others.get_or_insert_default());
         others.retain(|before| !replaces(before));
         others.push(other);
-        let copies = others.iter().filter(|other| is_copy(other)).count();
-        let copies = u32::try_from(copies).unwrap_or(u32::MAX);
+        let copies = u32::try_from(count_copies(others)).unwrap_or(u32::MAX);
         self.copies.store(copies, Ordering::Relaxed);
     }
 

@@ -193,8 +193,11 @@ impl StagedFile {
         let path = other.path.clone();
         let replaces = |before: &Self| before.path == path;
         let is_link = !self.is_copied_as(&other);
-        self.names
-            .add(other.clone(), replaces, |other| self.is_copied_as(other));
+        self.names.add(other.clone(), replaces, |others| {
+            let copies = others.iter().filter(|other| self.is_copied_as(other));
+            let files: HashSet<_> = copies.map(|other| other.stamp.id()).collect();
+            files.len()
+        });
         // It may have been read just now: either that has found the other among the names, or this does
         // find the note.
         if is_link && self.damaged.load(Ordering::Relaxed) {
