@@ -122,6 +122,35 @@ fn p21_a_file_at_a_callers_destination_has_its_other_names_in_the_area() {
 }
 
 #[test]
+fn p21_what_has_gone_from_a_callers_destination_goes_on_under_another_name() {
+    for size in [SMALL, LARGE] {
+        let mut lab = Lab::new();
+        let content = content(size, 1);
+        let source = lab.source("source", &content);
+        fs::set_permissions(&source, Permissions::from_mode(0o700)).unwrap();
+        let dir = lab.root.join("a caller's");
+        fs::create_dir(&dir).unwrap();
+        let first = copied(lab.stage(&key(&content), &source, &dir.join("first")));
+        for name in ["second", "third"] {
+            known(lab.stage_file_as(&source, name));
+        }
+        fs::remove_dir_all(&dir).unwrap();
+        let again = known(lab.stage_file_as(&source, "third"));
+        assert_eq!(again.entry, first.entry);
+        assert_eq!(*again.file.path, *path(&again, "third"));
+        assert_named(&again, &["third", "second"]);
+        assert!(again.file.path.starts_with(lab.staging_path()));
+        let mode = fs::metadata(&*again.file.path).unwrap().permissions();
+        assert_eq!(mode.mode() & 0o7777, 0o500);
+        assert!(!dir.exists());
+        let fetched = fetch(&lab.registry, &again.file.checksum);
+        assert!(matches!(fetched, Fetched::Staged(_)), "{fetched:?}");
+        lab.assert_consistent();
+        lab.assert_leaves_nothing();
+    }
+}
+
+#[test]
 fn p21_a_first_name_that_was_lost_is_linked_from_another_without_the_source() {
     for size in [SMALL, LARGE] {
         let mut lab = Lab::new();

@@ -39,22 +39,47 @@ pub(super) fn complete(
     staging: &Staging,
     ask: &Ask<'_>,
 ) -> Result<Option<Complete>> {
-    let Some(file) = staging.replaces() else {
+    let Some(known) = staging.replaces() else {
         return Ok(None);
     };
     let _work = registry.work()?;
-    if !link::first_name(file) {
+    let Some(file) = first(known, ask)? else {
         return Ok(None);
-    }
+    };
     let mut room = None;
-    match give_all(registry, staging, file, ask, &mut room) {
-        Ok(()) => Ok(Some((file.clone(), room))),
+    match give_all(registry, staging, &file, ask, &mut room) {
+        Ok(()) => {
+            if !Arc::ptr_eq(known, &file) {
+                known.give_way_to(&file);
+            }
+            Ok(Some((file, room)))
+        }
         // It has gone since, or was changed so that only reading it has shown it.
         Err(PublishError::AreaLost | PublishError::Failed(Error::ChecksumMismatch { .. })) => {
             Ok(None)
         }
         Err(PublishError::Failed(error)) => Err(error),
     }
+}
+
+/// A known file under its first name. One that cannot be put back at its caller's destination goes on
+/// under a name that it has in the registry's own directory, if that is where it is asked for.
+fn first(known: &Arc<StagedFile>, ask: &Ask<'_>) -> Result<Option<Arc<StagedFile>>> {
+    if link::first_name(known) {
+        return Ok(Some(known.clone()));
+    }
+    let Some(asked) = ask.want.name.as_deref() else {
+        return Ok(None);
+    };
+    let mut others = known.others();
+    others.retain(|other| known.own_area().is_none() && other.is_intact());
+    // The one that is asked for comes first.
+    others.sort_by_key(|other| *other.name != *asked);
+    let first = others.into_iter().next();
+    if let Some(first) = first.as_ref().filter(|_| known.is_executable()) {
+        link::make_executable(first)?;
+    }
+    Ok(first)
 }
 
 /// Gives a file that has just been put in place what it lacks.
@@ -85,7 +110,7 @@ fn give_all(
     let known: Vec<_> = lost.map_or_else(Vec::new, |lost| {
         let mut known = lost.others();
         known.push(lost.clone());
-        known.retain(|before| before.own_area().is_some());
+        known.retain(|before| before.own_area().is_some() && !Arc::ptr_eq(before, file));
         known
     });
     for copy in known.iter().filter(|copy| copy.is_intact()) {
