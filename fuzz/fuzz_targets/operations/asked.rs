@@ -1,10 +1,13 @@
 //! What a staging asks for, and what must come of it.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use codex_files::disk::staged_file::StagedFile;
 use codex_files::error::Error;
 use codex_files::manifest::waiting::Origin;
 use codex_files::registry::Attachment;
@@ -45,17 +48,15 @@ pub enum Meets {
 impl Known {
     /// Whether it has to be copied anew for a staging.
     fn is_lost(&self, asked: &Asked) -> bool {
-        !self.is_found(asked) && !self.can_be_mended()
+        !self.is_found(asked) && !self.can_be_mended() && !self.goes_on(asked)
     }
 
     /// Whether it is there as it is asked for.
     fn is_found(&self, asked: &Asked) -> bool {
-        let named = match asked.destination {
-            Some(_) => Some(&self.names[0]),
-            None => self.named(&asked.name),
-        };
-        let is_executable = self.executable || !asked.executable || asked.destination.is_some();
-        is_executable && named.is_some_and(|named| !named.harmed)
+        let is_own = asked.destination.is_none();
+        let is_named = || !is_own || self.named(&asked.name).is_some_and(|named| !named.harmed);
+        let is_executable = self.executable || !asked.executable || !is_own;
+        is_executable && !self.names[0].harmed && is_named()
     }
 
     /// Whether its first name is there, or can be linked to one that is.
@@ -63,11 +64,90 @@ impl Known {
         let first = &self.names[0];
         let has_dir = || first.path.parent().is_some_and(Path::exists);
         let is_free = || first.is_own || (has_dir() && fs::symlink_metadata(&first.path).is_err());
-        !first.harmed || (self.names.iter().any(|named| !named.harmed) && is_free())
+        let is_there = |named: &Named| !named.harmed && named.file == first.file;
+        !first.harmed || (self.names.iter().any(is_there) && is_free())
+    }
+
+    /// Whether another name becomes its first one.
+    fn goes_on(&self, asked: &Asked) -> bool {
+        let is_there = |named: &Named| named.is_own && !named.harmed;
+        asked.destination.is_none() && !self.names[0].is_own && self.names.iter().any(is_there)
     }
 
     fn named(&self, name: &[u8]) -> Option<&Named> {
         self.names.iter().find(|named| named.is_called(name))
+    }
+
+    /// Gives it the names that there are once it is staged as asked, the first one first; `new` if that is
+    /// not among them. All that a caller has been told of a file that was lost are there again.
+    fn name_as(&mut self, asked: &Asked, mut new: Named, is_copied: bool, first: &[u8]) {
+        let is_own = asked.destination.is_none();
+        if !is_copied {
+            if self.is_found(asked) {
+                return;
+            }
+            if self.can_be_mended() {
+                self.names[0].harmed = false;
+                new.file = self.names[0].file;
+                if is_own && self.named(&asked.name).is_none_or(|named| named.harmed) {
+                    self.names.retain(|named| !named.is_called(&asked.name));
+                    self.names.push(new);
+                }
+                return;
+            }
+        }
+        let was_own = self.names.first().is_some_and(|named| named.is_own);
+        self.names.retain(|named| named.is_own);
+        self.counted.clear();
+        let mut before = std::mem::take(&mut self.names);
+        let at = |name: &[u8], before: &[Named]| before.iter().position(|named| named.name == name);
+        let mut head = if !is_copied {
+            // One that is there.
+            let there = at(first, &before).expect("it has this name");
+            before.remove(there)
+        } else if is_own && was_own {
+            before.remove(0)
+        } else if let Some(there) = at(&asked.name, &before).filter(|_| is_own) {
+            before.remove(there)
+        } else {
+            new.clone()
+        };
+        if is_copied {
+            head.harmed = false;
+            head.file = new.file;
+        }
+        assert!(!head.harmed);
+        for named in before.iter_mut().filter(|named| named.harmed) {
+            named.harmed = false;
+            named.file = head.file;
+        }
+        new.file = head.file;
+        self.names.push(head);
+        self.names.append(&mut before);
+        if is_own && self.named(&asked.name).is_none() {
+            self.names.push(new);
+        }
+    }
+
+    /// Notes where its names are.
+    fn place(&mut self, file: &Arc<StagedFile>) {
+        for (number, named) in self.names.iter_mut().enumerate() {
+            let there = match number {
+                0 => Some(file.clone()),
+                _ => file.named(Some(&named.name)),
+            };
+            named.path = there.expect("no name is forgotten").path.to_path_buf();
+            if named.is_own {
+                let last = named.path.file_name().map(OsStr::as_bytes);
+                assert_eq!(last, Some(&*named.name));
+            }
+            if number > 0 {
+                self.counted.insert(named.path.clone(), named.file);
+            }
+        }
+        let first = self.names[0].file;
+        let files: BTreeSet<_> = self.counted.values().chain([&first]).collect();
+        self.stored = self.content.len() as u64 * files.len() as u64;
     }
 }
 
@@ -96,37 +176,6 @@ impl Asked {
     fn is_false(&self) -> bool {
         self.key.len() == 64 && self.key != hex_digest(&self.content)
     }
-
-    /// The names that there are once it is staged, the first one first. Their paths are still to come.
-    fn names(&self, before: Option<Known>, is_copied: bool) -> Vec<Named> {
-        let new = Named::new(&self.name, self.destination.is_none());
-        let Some(mut known) = before else {
-            return vec![new];
-        };
-        if !is_copied {
-            if !known.is_found(self) {
-                known.names[0].harmed = false;
-                known
-                    .names
-                    .retain(|named| !(named.harmed && named.is_called(&self.name)));
-            }
-            if self.destination.is_none() && known.named(&self.name).is_none() {
-                known.names.push(new);
-            }
-            return known.names;
-        }
-        // All names that a caller has been told are there again.
-        known.names.retain(|named| named.is_own);
-        for named in &mut known.names {
-            named.harmed = false;
-        }
-        if self.destination.is_some() {
-            known.names.insert(0, new);
-        } else if known.named(&self.name).is_none() {
-            known.names.push(new);
-        }
-        known.names
-    }
 }
 
 impl Tenant {
@@ -137,7 +186,9 @@ impl Tenant {
         let is_copied = before.is_none() || lost.is_some();
         let told: Vec<Key> = self.told();
         let size = asked.content.len() as u64;
-        let more = size.saturating_sub(lost.map_or(0, |lost| lost.content.len() as u64));
+        let more = lost.map_or(size, |lost| {
+            (size + lost.kept()).saturating_sub(lost.stored)
+        });
         // Those that go are the ones that would go first, and no more than have to.
         let victims = self.model.victims(more, lost.map(|_| &asked.key));
         let expired = self.model.expired(size);
@@ -167,10 +218,9 @@ impl Tenant {
         }
         let (attachment, origin) = result.expect("nothing is in its way");
         // It may have had to go to make room for itself.
-        let before = before.filter(|_| self.model.known.contains_key(&asked.key));
-        let is_copied = before.is_none() || is_copied;
+        let is_copied = is_copied || !self.model.known.contains_key(&asked.key);
         assert_eq!(origin == Origin::Copied, is_copied);
-        self.entered(asked, before, is_copied, &attachment);
+        self.entered(asked, is_copied, &attachment);
         true
     }
 
@@ -187,27 +237,8 @@ impl Tenant {
         told.removed.iter().map(|(_, key)| key.clone()).collect()
     }
 
-    fn entered(
-        &mut self,
-        asked: &Asked,
-        before: Option<Known>,
-        is_copied: bool,
-        attachment: &Attachment,
-    ) {
+    fn entered(&mut self, asked: &Asked, is_copied: bool, attachment: &Attachment) {
         assert_eq!(key(attachment), asked.key);
-        let file = &attachment.file;
-        let mut names = asked.names(before, is_copied);
-        for (number, named) in names.iter_mut().enumerate() {
-            let there = match number {
-                0 => Some(file.clone()),
-                _ => file.named(Some(&named.name)),
-            };
-            named.path = there.expect("no name is forgotten").path.to_path_buf();
-            if named.is_own {
-                let last = named.path.file_name().map(OsStr::as_bytes);
-                assert_eq!(last, Some(&*named.name));
-            }
-        }
         let known = self.model.enter(&asked.key, asked.keep);
         assert_eq!(Some(attachment.retention), known.retention);
         if is_copied {
@@ -215,8 +246,10 @@ impl Tenant {
             known.there.clone_from(&asked.content);
             known.size = asked.size;
         }
+        let new = Named::new(&asked.name, asked.destination.is_none());
+        known.name_as(asked, new, is_copied, &attachment.file.name);
         known.executable |= asked.executable && (is_copied || asked.destination.is_none());
-        known.names = names;
+        known.place(&attachment.file);
     }
 }
 

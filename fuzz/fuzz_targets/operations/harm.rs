@@ -95,6 +95,8 @@ impl World {
         let is_there = |named: &Named| named.path == path && !named.harmed;
         let known = self.tenants[t].model.known.values_mut();
         let known = known.filter(|known| known.names.iter().any(is_there));
+        // It would take two to spoil what is there of it.
+        let known = known.filter(|known| known.kept() == known.content.len() as u64);
         for known in known.filter(|known| !known.there.is_empty()) {
             known.there[0] = !known.there[0];
             let before = fs::metadata(path).expect("it is there");

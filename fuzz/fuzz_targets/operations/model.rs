@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use codex_files::manifest::budget::{Budget, WhenFull};
 use codex_files::registry::Why;
@@ -24,6 +25,10 @@ pub struct Known {
     pub there: Vec<u8>,
     /// The first one is what is listed.
     pub names: Vec<Named>,
+    /// Where it has had other names since it was copied, and which file each was.
+    pub counted: BTreeMap<PathBuf, u64>,
+    /// Bytes in the budget.
+    pub stored: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -34,6 +39,8 @@ pub struct Named {
     pub path: PathBuf,
     /// Somebody has removed or changed the file since.
     pub harmed: bool,
+    /// The same number for all that are links of one another.
+    pub file: u64,
     /// What a look at it showed when it was last read: no need to read it again.
     read_as: Option<Look>,
 }
@@ -42,14 +49,21 @@ pub struct Named {
 type Look = (u64, u64, i64, i64);
 
 impl Named {
+    /// Of a file that has no other name yet.
     pub fn new(name: &[u8], is_own: bool) -> Self {
+        static FILES: AtomicU64 = AtomicU64::new(0);
         Self {
+            file: FILES.fetch_add(1, Ordering::Relaxed),
             name: name.to_vec(),
             is_own,
             path: PathBuf::new(),
             harmed: false,
             read_as: None,
         }
+    }
+
+    pub fn leads_to(&self, content: &[u8]) -> bool {
+        fs::read(&self.path).is_ok_and(|there| there == content)
     }
 
     /// Whether it is there with this content, and mode.
@@ -75,8 +89,11 @@ impl Known {
         &self.names[0].path
     }
 
-    pub fn stored(&self) -> u128 {
-        self.content.len() as u128
+    /// Bytes of what is there of it.
+    pub fn kept(&self) -> u64 {
+        let there = self.names.iter().filter(|named| !named.harmed);
+        let files: BTreeSet<u64> = there.map(|named| named.file).collect();
+        self.content.len() as u64 * files.len() as u64
     }
 
     /// Whether reading it would show what a look does not.
@@ -106,8 +123,7 @@ impl Known {
     /// Notes what somebody has done to its files.
     pub fn look(&mut self) {
         for named in &mut self.names {
-            let content = fs::read(&named.path);
-            named.harmed |= !content.is_ok_and(|content| content == self.there);
+            named.harmed |= !named.leads_to(&self.there);
         }
     }
 }
@@ -135,7 +151,8 @@ impl Model {
 
     /// Bytes of all entries, and of what is being written.
     fn bytes(&self) -> u128 {
-        self.known.values().map(Known::stored).sum::<u128>() + self.reserved
+        let known = self.known.values();
+        known.map(|known| u128::from(known.stored)).sum::<u128>() + self.reserved
     }
 
     pub fn set_budget(&mut self, budget: Budget) {
@@ -182,7 +199,7 @@ impl Model {
         }
         let known = self.known.iter();
         let mut order: Vec<_> = known
-            .filter(|(key, known)| Some(*key) != spared && known.stored() > 0)
+            .filter(|(key, known)| Some(*key) != spared && known.stored > 0)
             .filter_map(|(key, known)| Some((known.goes_in()?, known.since, key)))
             .filter(|&(ttl, ..)| ttl == 0 || when_full == WhenFull::Evict)
             .collect();
@@ -193,7 +210,7 @@ impl Model {
             if freed >= lacking {
                 break;
             }
-            freed += self.known[key].stored();
+            freed += u128::from(self.known[key].stored);
             victims.push(key.clone());
         }
         (freed >= lacking).then_some(victims)

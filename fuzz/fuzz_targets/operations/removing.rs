@@ -38,11 +38,12 @@ impl Tenant {
             let mut is_intact = true;
             let mut is_read = false;
             for (number, named) in known.names.iter_mut().enumerate() {
-                let is_reported = if named.harmed {
-                    // Whoever asks for another name that has gone gets it anew.
-                    number == 0 || named.path.exists()
+                let is_reported = if shows && named.leads_to(&known.there) {
+                    // Links of one another are read once.
+                    !mem::replace(&mut is_read, true)
                 } else {
-                    shows && !mem::replace(&mut is_read, true)
+                    // Whoever asks for another name that has gone gets it anew.
+                    named.harmed && (number == 0 || named.path.exists())
                 };
                 named.harmed |= shows;
                 is_intact &= !is_reported;
