@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier, mpsc};
 
+use codex_files::error::Error;
 use codex_files::manifest::Admission;
 use codex_files::name::Want;
 use codex_files::registry::admission::Answer;
@@ -503,5 +504,36 @@ fn p7_whatever_removes_a_file_removes_all_of_its_names() {
         let areas = usize::from(removing == "cleanup");
         assert_eq!(left.len(), areas, "{removing}: left behind: {left:?}");
         assert!(!lab.root.join("parent").exists());
+    }
+}
+
+#[test]
+fn p7_a_stop_while_names_are_given_leaves_nothing() {
+    for round in 0..30 {
+        let mut lab = Lab::new();
+        let source = lab.source("source", &content(SMALL, round));
+        let started = Barrier::new(5);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (lab, source, started) = (&lab, &source, &started);
+                scope.spawn(move || {
+                    staged(lab.stage_file_as(source, format!("{thread}")));
+                    started.wait();
+                    let error = (0..).find_map(|name| {
+                        match lab.stage_file_as(source, format!("{thread} {name}")) {
+                            Outcome::Failed(error) => Some(error),
+                            _ => None,
+                        }
+                    });
+                    assert!(matches!(error, Some(Error::Stopped)), "{error:?}");
+                });
+            }
+            started.wait();
+            let failures = stop(&lab.registry);
+            assert!(failures.is_empty(), "{failures:?}");
+        });
+        lab.registry = start();
+        let left = tree(&lab.staging_path());
+        assert!(left.is_empty(), "left behind: {left:?}");
     }
 }

@@ -81,6 +81,8 @@ fn p21_where_there_are_no_links_each_name_is_a_copy() {
             assert_ne!(inode(&all, "first"), inode(&all, "second"));
             // One that is lost is copied anew, whichever it is.
             let third = inode(&all, ".staging");
+            // No other file gets its number.
+            fs::hard_link(path(&all, ".staging"), lab.root.join("held")).unwrap();
             fs::remove_file(path(&all, "second")).unwrap();
             assert_named(&known(lab.stage_file_as(&source, "second")), &["second"]);
             fs::remove_file(path(&all, "first")).unwrap();
@@ -205,6 +207,33 @@ fn p22_a_name_that_is_a_copy_counts_in_the_budget_and_one_that_is_a_link_does_no
         // The room has been given back.
         copied(lab.stage_file(&other));
         copied(lab.stage_file(&source));
+    }
+}
+
+/// A look at the source, one at what is linked, and one at the link.
+#[test]
+fn p21_a_new_name_takes_few_calls_and_does_not_read_the_source() {
+    let _alone = alone();
+    for size in [SMALL, LARGE] {
+        let lab = Lab::new();
+        let source = lab.source("source", &content(size, 1));
+        eventually("the times are old enough", || {
+            staged(lab.stage_file_as(&source, "first"));
+            stage_file::refresh(&lab.registry, &source, b"first", KEPT.into()).is_ok()
+        });
+        let plan = Plan {
+            without: None,
+            ..NO_LINKS
+        };
+        let (outcome, calls) = fault::run(plan, || lab.stage_file_as(&source, "second"));
+        assert_named(&known(outcome), &["first", "second"]);
+        let glance = ["openat2", "statx"];
+        let calls = calls.strip_prefix(&glance).unwrap_or(&calls);
+        assert_eq!(calls, ["stat", "lstat", "link", "lstat"]);
+        let (outcome, calls) = fault::run(plan, || lab.stage_file_as(&source, "second"));
+        known(outcome);
+        let calls = calls.strip_prefix(&glance).unwrap_or(&calls);
+        assert_eq!(calls, ["lstat", "lstat"]);
     }
 }
 

@@ -165,7 +165,7 @@ impl StagedFile {
     /// Whether a staging finds it as it wants to, and it is there, as it was written. Under whatever name it is
     /// staged, it is listed, fetched and verified under its first one: that has to be there too.
     pub(crate) fn has(&self, want: &Want<'_>) -> bool {
-        self.is_intact() && self.has_too(want)
+        self.has_too(want) && self.is_intact()
     }
 
     /// The same, if it is there under its first name.
