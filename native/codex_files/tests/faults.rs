@@ -1027,9 +1027,9 @@ fn a_small_file_takes_no_more_system_calls_than_these() {
     copied(lab.stage_file(&sources[0]));
 
     // The calls of a thread that another test has left behind are among them: the fewest count.
-    let fewest = |check: fn(Outcome)| {
+    let fewest = |name, check: fn(Outcome)| {
         let calls = sources[1..].iter().map(|source| {
-            let (outcome, calls) = fault::run(NO_FAULT, || lab.stage_file(source));
+            let (outcome, calls) = fault::run(NO_FAULT, || lab.stage_file_as(source, name));
             check(outcome);
             calls
         });
@@ -1038,13 +1038,18 @@ fn a_small_file_takes_no_more_system_calls_than_these() {
     let look = ["openat2", "statx"];
     let read = ["open", "fstat", "read"];
     let write = ["mkdir", "create", "write", "fstat", "close", "rename"];
-    let new = fewest(|outcome| drop(copied(outcome)));
+    let new = fewest("first", |outcome| drop(copied(outcome)));
     assert_eq!(
         new,
         [&look[..], &read, &write, &["lstat", "fstatfs"]].concat()
     );
-    let unchanged = fewest(|outcome| drop(known(outcome)));
+    let unchanged = fewest("first", |outcome| drop(known(outcome)));
     assert_eq!(unchanged, ["openat2", "statx", "lstat"]);
+    let renamed = fewest("second", |outcome| drop(known(outcome)));
+    assert_eq!(
+        renamed,
+        [&look[..], &["stat", "lstat", "link", "lstat"]].concat()
+    );
 }
 
 /// How a staged copy goes while its source stays.
