@@ -509,9 +509,14 @@ fn p7_whatever_removes_a_file_removes_all_of_its_names() {
 
 #[test]
 fn p7_a_stop_while_names_are_given_leaves_nothing() {
-    for round in 0..30 {
+    let sources = Lab::new();
+    let source = sources.source("source", &content(SMALL, 1));
+    eventually("it is recognised, and so not read", || {
+        staged(sources.stage_file(&source));
+        stage_file::refresh(&sources.registry, &source, b"source", KEPT.into()).is_ok()
+    });
+    for _ in 0..150 {
         let mut lab = Lab::new();
-        let source = lab.source("source", &content(SMALL, round));
         let started = Barrier::new(5);
         std::thread::scope(|scope| {
             for thread in 0..4 {
@@ -531,6 +536,9 @@ fn p7_a_stop_while_names_are_given_leaves_nothing() {
             started.wait();
             let failures = stop(&lab.registry);
             assert!(failures.is_empty(), "{failures:?}");
+            // The stop has waited for those who were at work.
+            let left = tree(&lab.staging_path());
+            assert!(left.is_empty(), "left behind: {left:?}");
         });
         lab.registry = start();
         let left = tree(&lab.staging_path());
