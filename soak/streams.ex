@@ -25,7 +25,8 @@ defmodule Soak.Streams do
       rest ->
         if pause_ms > 0, do: Process.sleep(:rand.uniform(pause_ms))
         size = min(byte_size(rest), :rand.uniform(@largest_piece))
-        <<piece::binary-size(size), rest::binary>> = rest
+        piece = binary_part(rest, 0, size)
+        rest = binary_part(rest, size, byte_size(rest) - size)
         {Enum.random([piece, [piece], [<<>> | piece]]), rest}
     end)
   end

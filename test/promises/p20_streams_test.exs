@@ -441,10 +441,12 @@ defmodule Codex.Files.P20StreamsTest do
   defp pieces(bytes, size) do
     Stream.unfold(bytes, fn
       "" -> nil
-      <<piece::binary-size(size), rest::binary>> -> {piece, rest}
-      rest -> {rest, ""}
+      rest -> split(rest, min(size, byte_size(rest)))
     end)
   end
+
+  defp split(bytes, at),
+    do: {binary_part(bytes, 0, at), binary_part(bytes, at, byte_size(bytes) - at)}
 
   defp bytes_of(number), do: :binary.copy(<<number>>, 30_000)
 

@@ -45,7 +45,7 @@ defmodule Codex.Files.RegistryCase do
     <<131, _tag, rest::binary>> = :erlang.term_to_binary(self())
     own = :erlang.term_to_binary(node())
     size = byte_size(own) - 1
-    <<_own::binary-size(size), numbers::binary>> = rest
+    numbers = binary_part(rest, size, byte_size(rest) - size)
     <<131, node::binary>> = :erlang.term_to_binary(:another@node)
     :erlang.binary_to_term(<<131, 88, node::binary, numbers::binary>>)
   end
