@@ -49,6 +49,8 @@ pub(super) fn admit(
         {
             Admission::Waiting => return Ok(Admitted::Waiting),
             Admission::Lead(staging) => {
+                // Until the names that it is given are entered, or have gone again.
+                let _work = registry.work()?;
                 return Ok(match names::complete(registry, &staging, ask)? {
                     Some((file, room)) => Admitted::Known(commit(staging, &file, room)?),
                     None => Admitted::Lead(staging),

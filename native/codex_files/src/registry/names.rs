@@ -42,7 +42,6 @@ pub(super) fn complete(
     let Some(known) = staging.replaces() else {
         return Ok(None);
     };
-    let _work = registry.work()?;
     let Some(file) = first(known, ask)? else {
         return Ok(None);
     };
