@@ -134,8 +134,8 @@ defmodule Bench.OtherVM do
 
   @doc "The most memory that this VM has had in use, in bytes."
   def peak do
-    [kib] =
-      Regex.run(~r/^VmHWM:\s+(\d+) kB$/m, File.read!("/proc/self/status"), capture: :all_but_first)
+    status = File.read!("/proc/self/status")
+    [kib] = Regex.run(~r/^VmHWM:\s+(\d+) kB$/m, status, capture: :all_but_first)
 
     1024 * String.to_integer(kib)
   end

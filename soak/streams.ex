@@ -40,7 +40,10 @@ defmodule Soak.Streams do
       source
       |> slowly()
       |> Stream.with_index()
-      |> Stream.map(fn {piece, number} -> if number < last, do: piece, else: raise_it(failure) end)
+      |> Stream.map(fn
+        {piece, number} when number < last -> piece
+        _last -> raise_it(failure)
+      end)
       |> Stream.concat(Stream.map([failure], &raise_it/1))
 
     result = Operations.fail(context, stream, name: "failing", ttl_ms: 0)

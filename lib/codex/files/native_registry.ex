@@ -11,7 +11,7 @@ defmodule Codex.Files.NativeRegistry do
   @type t :: {Native.handle(), Config.own()}
 
   @doc "Runs what calls the native library, which may have gone: it goes when it is compiled anew."
-  @spec guarded((() -> result)) :: result | {:error, :native_library_not_loaded}
+  @spec guarded((... -> result)) :: result | {:error, :native_library_not_loaded}
         when result: term()
   def guarded(fun) do
     fun.()
