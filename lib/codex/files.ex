@@ -313,8 +313,8 @@ defmodule Codex.Files do
   Looks a staged attachment up by its id, and renews nothing.
 
   It is as `list_staged/1` has it, under the name it was first staged under. One that is being removed, or
-  whose file has gone or was changed, is not staged. It waits for nobody who is at work on it. Takes the
-  option `:registry`, as `stage/2`.
+  whose file has gone or was changed, or was found damaged by `verify/1`, is not staged. It waits for nobody
+  who is at work on it. Takes the option `:registry`, as `stage/2`.
 
   ## Examples
 
