@@ -68,8 +68,12 @@ defmodule Codex.Files.FetchTest do
     # Looked up all the time, it goes as if it had not been.
     eventually(fn ->
       case Codex.Files.fetch(attachment.id) do
-        {:ok, found} -> assert(found == attachment) && false
-        {:error, :not_staged} -> true
+        {:error, :not_staged} ->
+          true
+
+        found ->
+          assert found == {:ok, attachment}
+          false
       end
     end)
 
