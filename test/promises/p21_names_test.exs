@@ -41,7 +41,7 @@ defmodule Codex.Files.P21NamesTest do
           {other, [], "other.bin"},
           {{:data, bytes}, [name: "three.bin"], "three.bin"},
           {{:data, [bytes]}, [name: "two.bin"], "two.bin"},
-          {{:stream, File.stream!(source)}, [name: "four.bin"], "four.bin"},
+          {{:stream, IO.binstream(File.open!(source), 1000)}, [name: "four.bin"], "four.bin"},
           {{:stream, [bytes]}, [name: "one.bin"], "one.bin"},
           {source, [], "one.bin"}
         ]
