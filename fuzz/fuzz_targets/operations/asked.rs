@@ -59,13 +59,19 @@ impl Known {
         is_executable && !self.names[0].harmed && is_named()
     }
 
+    /// Notes, before a staging, whether its first name can be linked where it was.
+    pub fn look_at_first(&mut self) {
+        let first = &self.names[0];
+        let has_dir = first.path.parent().is_some_and(Path::exists);
+        let is_free = has_dir && fs::symlink_metadata(&first.path).is_err();
+        self.first_is_free = first.is_own || is_free;
+    }
+
     /// Whether its first name is there, or can be linked to one that is.
     fn can_be_mended(&self) -> bool {
         let first = &self.names[0];
-        let has_dir = || first.path.parent().is_some_and(Path::exists);
-        let is_free = || first.is_own || (has_dir() && fs::symlink_metadata(&first.path).is_err());
         let is_there = |named: &Named| !named.harmed && named.file == first.file;
-        !first.harmed || (self.names.iter().any(is_there) && is_free())
+        !first.harmed || (self.first_is_free && self.names.iter().any(is_there))
     }
 
     /// Whether another name becomes its first one.
@@ -224,11 +230,11 @@ impl Tenant {
         true
     }
 
-    pub fn has_to_copy(&self, asked: &Asked) -> bool {
-        self.model
-            .known
-            .get(&asked.key)
-            .is_none_or(|known| known.is_lost(asked))
+    pub fn has_to_copy(&mut self, asked: &Asked) -> bool {
+        self.model.known.get_mut(&asked.key).is_none_or(|known| {
+            known.look_at_first();
+            known.is_lost(asked)
+        })
     }
 
     /// The keys of what has gone since the last check.

@@ -25,6 +25,8 @@ pub struct Known {
     pub there: Vec<u8>,
     /// The first one is what is listed.
     pub names: Vec<Named>,
+    /// Before the last staging nothing was in the way of a link in the place of the first name.
+    pub first_is_free: bool,
     /// Where it has had other names since it was copied, and which file each was.
     pub counted: BTreeMap<PathBuf, u64>,
     /// Bytes in the budget.

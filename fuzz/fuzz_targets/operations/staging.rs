@@ -194,6 +194,9 @@ impl World {
     ) {
         let destination = asked.destination.as_ref();
         let was_there = destination.is_some_and(|path| path.exists());
+        if let Some(known) = self.tenants[t].model.known.get_mut(&asked.key) {
+            known.look_at_first();
+        }
         let result = self.watched(t, stage);
         if matches!(result, Err(Error::ChecksumMismatch { .. })) {
             assert_eq!(destination.is_some_and(|path| path.exists()), was_there);
