@@ -20,6 +20,12 @@ defmodule Codex.Files.P21NamesTest do
 
   defp inode(path), do: File.lstat!(path).inode
 
+  # Asserts that all are one file, where the file system says so of links.
+  defp assert_one_file(paths) do
+    if System.get_env("CODEX_FILES_TEST_FILE_SYSTEM") != "sshfs",
+      do: assert([_inode] = paths |> Enum.map(&inode/1) |> Enum.uniq())
+  end
+
   # Asserts that it is there under the name that was asked for, whole.
   defp assert_named(attachment, name) do
     assert attachment.name == name
@@ -55,8 +61,8 @@ defmodule Codex.Files.P21NamesTest do
 
         assert [_checksum] = Enum.uniq_by(attachments, & &1.checksum) |> Enum.map(& &1.checksum)
         assert [_dir] = attachments |> Enum.map(&Path.dirname(&1.path)) |> Enum.uniq()
-        # Hard links: it takes its room once.
-        assert [_inode] = attachments |> Enum.map(&inode(&1.path)) |> Enum.uniq()
+        # It takes its room once.
+        attachments |> Enum.map(& &1.path) |> assert_one_file()
       end
     end
 
@@ -192,14 +198,13 @@ defmodule Codex.Files.P21NamesTest do
         source = write(context.folder, "first", bytes(size))
         names = ["first", "second", "third"]
         paths = Map.new(names, &{&1, staged(source, name: &1).path})
-        inode = inode(paths["first"])
 
         for lost <- names do
           File.rm!(paths[lost])
           again = staged(source, name: lost)
           assert_named(again, lost)
           assert again.path == paths[lost]
-          assert inode(again.path) == inode
+          paths |> Map.values() |> assert_one_file()
         end
       end
     end
@@ -262,7 +267,7 @@ defmodule Codex.Files.P21NamesTest do
           )
           |> Enum.map(fn {:ok, attachment} -> attachment end)
 
-        assert [_inode] = attachments |> Enum.map(&inode(&1.path)) |> Enum.uniq()
+        attachments |> Enum.map(& &1.path) |> assert_one_file()
         assert [one] = Codex.Files.list_staged()
         assert length(File.ls!(Path.dirname(one.path))) == 16
         assert Codex.Files.reset!() == :ok
@@ -316,6 +321,11 @@ defmodule Codex.Files.P21NamesTest do
       assert mode(first.path) == 0o400
     end
 
+    @tag skip:
+           not_on(
+             ["sshfs"],
+             "its links cannot be told from other files, so that names are copies"
+           )
     test "finds its first name again if that was removed and another is there", %{folder: folder} do
       source = write(folder, "source", "some content")
       File.mkdir_p!(Path.join(folder, "elsewhere"))
@@ -324,7 +334,7 @@ defmodule Codex.Files.P21NamesTest do
       assert {:ok, %{path: ^path}} = Registry.stage(opts)
       second = staged(source, name: "second")
       assert_named(second, "second")
-      assert inode(second.path) == inode(path)
+      assert_one_file([second.path, path])
 
       File.rm!(path)
       File.rm!(source)

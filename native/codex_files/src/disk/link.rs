@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
@@ -122,7 +122,18 @@ pub(crate) fn copy(
 /// Puts the first name of a file back in its place, if it has gone and another of its names is a link
 /// to the same file; whether it is there.
 pub(crate) fn first_name(file: &StagedFile) -> bool {
-    file.is_intact() || file.others().iter().any(|other| link_first(file, other))
+    if file.is_intact() {
+        return true;
+    }
+    let others = file.others();
+    if file.is_there() {
+        // It was changed, and so it was under the names that are links, whatever a cache says of those.
+        for other in others.iter().filter(|other| !file.is_copied_as(other)) {
+            other.damaged.store(true, Ordering::Relaxed);
+        }
+        return false;
+    }
+    others.iter().any(|other| link_first(file, other))
 }
 
 fn link_first(file: &StagedFile, other: &StagedFile) -> bool {

@@ -13,7 +13,7 @@ use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{FileStat, Mode};
 
 use super::area::{Area, looks_staged, relative, remove_entry};
-use super::file_id::{Stamp, special_type};
+use super::file_id::{FileId, Stamp, special_type};
 use super::names::Names;
 use super::source::INLINE_LIMIT;
 use super::staging_dir::{forgive_missing, remove_unused_dir};
@@ -203,6 +203,11 @@ impl StagedFile {
         if is_link && self.damaged.load(Ordering::Relaxed) {
             other.damaged.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether the file is there, be it changed.
+    pub(crate) fn is_there(&self) -> bool {
+        sys::lstat(&self.path).is_ok_and(|stat| FileId::of(&stat) == self.stamp.id())
     }
 
     /// Whether it is another file that it has under another name.
