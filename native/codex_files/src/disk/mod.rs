@@ -11,6 +11,7 @@ pub(crate) mod link;
 mod names;
 pub(crate) mod purge;
 mod remaining;
+pub(crate) mod removing;
 pub(crate) mod scratch;
 pub mod source;
 pub mod staged_file;

@@ -13,8 +13,8 @@ use nix::sys::stat::{FileStat, Mode};
 use super::area::{ELSEWHERE_PREFIX, is_area_name, is_scratch_name, looks_staged, remove_entry};
 use super::elsewhere;
 use super::file_id::{FileId, special_type};
+use super::removing::LET_GO;
 use super::source::Source;
-use super::staged_file::LET_GO;
 use super::staging_dir::{
     StagingDir, forgive_missing, open_own_dir, remove_unused_dir, with_fallback,
 };

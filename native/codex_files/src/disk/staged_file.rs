@@ -1,4 +1,4 @@
-//! A staged file: where it is, whether it still is, and how it goes.
+//! A staged file: where it is, under which names, and whether it still is.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -8,23 +8,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::errno::Errno;
-use nix::fcntl::AT_FDCWD;
-use nix::sys::stat::{FileStat, Mode};
+use nix::sys::stat::Mode;
 
-use super::area::{Area, looks_staged, relative, remove_entry};
-use super::file_id::{FileId, Stamp, special_type};
+use super::area::Area;
+use super::file_id::{FileId, Stamp};
 use super::names::Names;
 use super::source::INLINE_LIMIT;
-use super::staging_dir::{forgive_missing, remove_unused_dir};
 use super::sys;
 use crate::checksum::Checksum;
-use crate::error::{Context, Result};
 use crate::name::Want;
-
-/// The mode of a directory of a checksum in which others' files are left when ours has gone. The sticky
-/// bit, which changes nothing in a directory of one user's, says so to the next start.
-pub(super) const LET_GO: Mode = Mode::S_IRWXU.union(Mode::S_ISVTX);
 
 /// The mode of a staged file: what the owner may do with the source, except to write it, and always to
 /// read it.
@@ -117,8 +109,7 @@ impl StagedFile {
     /// The bytes of what is still there, under whatever name.
     pub(crate) fn kept(&self) -> u64 {
         let others = self.others();
-        let files = others.iter().map(|other| &**other).chain([self]);
-        let there = files.filter(|file| file.is_intact());
+        let there = self.with(&others).filter(|file| file.is_intact());
         let there: HashSet<_> = there.map(|file| file.stamp.id()).collect();
         self.bytes().saturating_mul(there.len() as u64)
     }
@@ -126,19 +117,6 @@ impl StagedFile {
     /// Bytes, as they were written, under one name.
     pub(crate) fn bytes(&self) -> u64 {
         self.stamp.size()
-    }
-
-    /// Removes what is left in its area of a file that was found missing or changed, under any of its
-    /// names. Nobody is told of a failure: whatever is put in its place replaces it.
-    pub(crate) fn clear_away(&self) {
-        let others = self.others();
-        for file in others.iter().map(|other| &**other).chain([self]) {
-            if let Place::Area(area) = &file.place
-                && !file.is_intact()
-            {
-                let _ = file.remove_file_from(area);
-            }
-        }
     }
 
     /// The file under a name; under its first one if no name is asked for.
@@ -220,6 +198,14 @@ impl StagedFile {
         self.names.others()
     }
 
+    /// The file under these, and under its first name.
+    pub(super) fn with<'a>(
+        &'a self,
+        others: &'a [Arc<Self>],
+    ) -> impl Iterator<Item = &'a Self> + Clone {
+        others.iter().map(|other| &**other).chain([self])
+    }
+
     /// The area that the file, or the record of it, is in.
     pub(crate) fn area(&self) -> &Area {
         match &self.place {
@@ -257,118 +243,5 @@ impl StagedFile {
             Place::Elsewhere(place) if place.made_dir => self.path.parent(),
             _ => None,
         }
-    }
-
-    /// Removes what is left of a file that was found missing or changed, now that `new` has been
-    /// put in place for it. Nobody is told of a failure: the next start removes what stays.
-    pub(crate) fn give_way_to(&self, new: &Self) {
-        let (olds, news) = (self.others(), new.others());
-        let news = || news.iter().map(|new| &**new).chain([new]);
-        for old in olds.iter().map(|old| &**old).chain([self]) {
-            let is_replaced = news().any(|new| new.path == old.path);
-            match &old.place {
-                // The system may have given the new file the number of the old one.
-                Place::Elsewhere(place) if is_replaced || new.stamp.id() == old.stamp.id() => {
-                    let _ = sys::unlink_at(place.area.dir(), &place.record);
-                }
-                _ if is_replaced => {}
-                // In the same directory: that stays, and stays ours.
-                Place::Area(_) if news().any(|new| new.path.parent() == old.path.parent()) => {
-                    let _ = old.remove_file();
-                }
-                _ => {
-                    let _ = old.remove_file().and_then(|()| old.remove_dir());
-                }
-            }
-        }
-    }
-
-    /// Removes the file under all of its names, and the directories made for it. What has gone counts as
-    /// removed, and so does a file at a destination that somebody has put another one in the place of.
-    pub(crate) fn remove(&self) -> Result<()> {
-        let others = self.others();
-        // The first name last: should another stay, it is still listed under a file that is there.
-        let others = others.iter().map(|other| &**other);
-        others
-            .clone()
-            .chain([self])
-            .try_for_each(Self::remove_file)?;
-        let elsewhere = others.filter(|other| other.path.parent() != self.path.parent());
-        elsewhere.chain([self]).try_for_each(Self::remove_dir)
-    }
-
-    /// Removes it under this name.
-    fn remove_file(&self) -> Result<()> {
-        match &self.place {
-            Place::Area(area) => self.remove_file_from(area),
-            Place::Elsewhere(_) => match sys::lstat(&self.path) {
-                Ok(stat) if self.is_seen_in(&stat) => {
-                    forgive_missing(sys::unlink_at(AT_FDCWD, &self.path))
-                }
-                look => forgive_missing(look.map(drop)),
-            },
-        }
-        .context("remove", &self.path)
-    }
-
-    /// Removes the directory made for it, and the record.
-    fn remove_dir(&self) -> Result<()> {
-        match &self.place {
-            Place::Area(area) => self.remove_dir_from(area).context("remove", &self.path),
-            Place::Elsewhere(place) => {
-                let Elsewhere { area, record, .. } = &**place;
-                if let Some(dir) = self.made_dir() {
-                    forgive_missing(remove_unused_dir(AT_FDCWD, dir)).context("remove", dir)?;
-                }
-                forgive_missing(sys::unlink_at(area.dir(), record))
-                    .context("remove", &area.path().join(record))
-            }
-        }
-    }
-
-    /// Whether a look at its place shows the file that we put there. The number alone does not tell:
-    /// the system gives that of a file that has gone to the next one. One of ours is as it was written,
-    /// or has at least kept its mode.
-    fn is_seen_in(&self, stat: &FileStat) -> bool {
-        let seen = Stamp::of(stat);
-        special_type(stat).is_none()
-            && (seen == self.stamp || (seen.id() == self.stamp.id() && looks_staged(stat)))
-    }
-
-    /// Removes what is in its place in an area.
-    fn remove_file_from(&self, area: &Area) -> nix::Result<()> {
-        let relative = relative(&self.checksum, &self.name);
-        match sys::lstat_at(area.dir(), &relative) {
-            Ok(stat) if self.is_seen_in(&stat) => {
-                forgive_missing(sys::unlink_at(area.dir(), &relative))
-            }
-            Err(Errno::ENOENT) => Ok(()),
-            // Somebody has changed it. It may not be where it seems to be: no link is followed.
-            _ => match sys::open_dir_at(area.dir(), self.dir_in_area()) {
-                Err(Errno::ENOTDIR | Errno::ELOOP | Errno::EMLINK) => Ok(()),
-                opened => {
-                    let name = Path::new(OsStr::from_bytes(&self.name));
-                    forgive_missing(opened.and_then(|dir| remove_entry(&dir, name)))
-                }
-            },
-        }
-    }
-
-    /// Removes the directory of its checksum in an area, unless something is in it.
-    fn remove_dir_from(&self, area: &Area) -> nix::Result<()> {
-        let dir = self.dir_in_area();
-        match sys::rmdir_at(area.dir(), dir) {
-            // Some systems say EEXIST for ENOTEMPTY.
-            Err(Errno::ENOTEMPTY | Errno::EEXIST) => {
-                let _ = sys::chmod_at(area.dir(), dir, LET_GO);
-                Ok(())
-            }
-            Err(Errno::ENOTDIR) => forgive_missing(sys::unlink_at(area.dir(), dir)),
-            result => forgive_missing(result),
-        }
-    }
-
-    fn dir_in_area(&self) -> &Path {
-        Path::new(OsStr::from_bytes(&self.checksum))
     }
 }

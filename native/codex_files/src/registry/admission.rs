@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Ask, Attachment, Outcome, Registry, Reservation, StagedFile, Staging, Waiter, names};
 use crate::checksum::Checksum;
+use crate::disk::removing;
 use crate::error::{Error, Result};
 use crate::manifest::Admission;
 use crate::manifest::waiting::Origin;
@@ -114,7 +115,7 @@ pub(super) fn enter(
         return Outcome::Failed(error);
     }
     if let Some(lost) = staging.replaces() {
-        lost.give_way_to(&file);
+        removing::give_way(lost, &file);
     }
     match commit(staging, &file, room) {
         Ok(attachment) => Outcome::Staged {
@@ -140,7 +141,7 @@ fn commit(
 
 /// Removes a file that nobody keeps. If it cannot be removed now, the next start does it.
 fn discard(file: &StagedFile) {
-    let _ = file.remove();
+    let _ = removing::remove(file);
     file.area().remove_if_empty();
 }
 

@@ -9,6 +9,7 @@ use super::room::reserve;
 use super::{Ask, Registry, Reservation, StagedFile, Staging};
 use crate::disk::area::{Area, PublishError};
 use crate::disk::link;
+use crate::disk::removing;
 use crate::disk::staged_file::staged_mode;
 use crate::error::{Error, Result};
 use crate::name::Want;
@@ -49,7 +50,7 @@ pub(super) fn complete(
     match give_all(registry, staging, &file, ask, &mut room) {
         Ok(()) => {
             if !Arc::ptr_eq(known, &file) {
-                known.give_way_to(&file);
+                removing::give_way(known, &file);
             }
             Ok(Some((file, room)))
         }
@@ -181,7 +182,7 @@ fn make_room(
 ) -> Result<()> {
     let before = file.named(Some(name));
     if let Some(lost) = before.filter(|before| file.is_copied_as(before)) {
-        lost.clear_away();
+        removing::clear_away(&lost);
     } else {
         let more = reserve(registry, file.bytes(), None)?;
         match room {

@@ -9,6 +9,7 @@ use super::removed::Removed;
 use super::reply::{Reply, replying};
 use super::{Registry, Report, StagedFile};
 use crate::disk::purge::Purge;
+use crate::disk::removing;
 use crate::disk::staging_dir::StagingDir;
 use crate::error::{Error, Failures, Result};
 use crate::manifest::attachment::{Attachment, File};
@@ -277,7 +278,7 @@ pub(super) fn remove_from(
 /// What removes the files of a registry.
 fn remover(registry: &Registry) -> impl Fn(&Arc<StagedFile>) -> Result<()> {
     |file| {
-        file.remove()?;
+        removing::remove(file)?;
         if let Some(recognition) = &registry.recognition {
             recognition.one_was_removed();
         }

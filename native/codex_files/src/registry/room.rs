@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::remove::{forget_removed, remove_from};
 use super::{Registry, Report, Reservation, StagedFile, Staging, Why};
+use crate::disk::removing;
 use crate::disk::source::Source;
 use crate::error::{Error, Result};
 use crate::manifest::attachment::File;
@@ -45,7 +46,7 @@ fn reserve_at_most(
     let (reservation, took_over) = reserve_in(&registry.manifest, all, lost, at_most, remove)
         .map_err(|error| of_all(error, bytes))?;
     if let Some(lost) = lost.filter(|_| took_over) {
-        lost.clear_away();
+        removing::clear_away(lost);
     }
     Ok(reservation)
 }
