@@ -2,7 +2,7 @@ defmodule Bench.Budget do
   @moduledoc false
   # The rows about a registry whose budget is spent, so that each new file has another one removed.
 
-  import Bench.Measure, only: [side: 2, side: 3, calls: 4]
+  import Bench.Measure, only: [side: 3, calls: 4]
 
   alias Bench.{Measure, OtherVM, Result, Row, Side, Sources}
 
