@@ -141,7 +141,8 @@ defmodule Codex.Files.P18PanicsTest do
             refresh_file: [handle, small, :error, {false, 0, nil}],
             stage_at: [handle, dir, opts, make_ref()],
             stage_file: [handle, dir, small, :error, {false, 0, nil}, :unseen, make_ref()],
-            stage_data: [handle, dir, "some bytes", "name", {false, 0, nil}, make_ref()],
+            refresh_data: [handle, "some bytes", "name", {false, 0, nil}],
+            stage_data: [handle, dir, "some bytes", nil, "name", {false, 0, nil}, make_ref()],
             open_stream: [handle, dir, "name", {false, 0, nil}, false],
             write_stream: [stream, ["some bytes"], make_ref()],
             commit_stream: [stream, make_ref()],
@@ -192,6 +193,7 @@ defmodule Codex.Files.P18PanicsTest do
     for {nif, call} <- [
           {"refresh_file", quote(do: Codex.Files.stage(unquote(small)))},
           {"stage_file", quote(do: Codex.Files.stage(unquote(small)))},
+          {"refresh_data", quote(do: Codex.Files.stage({:data, "some bytes"}, name: "n"))},
           {"stage_data", quote(do: Codex.Files.stage({:data, "some bytes"}, name: "n"))},
           {"open_stream", stage_stream},
           {"write_stream", stage_stream},

@@ -6,6 +6,8 @@ defmodule Codex.Files.RandomTerms do
 
   alias Codex.Files.{Config, Native}
 
+  @contents ["", "some bytes", "more"]
+
   @doc """
   Makes `calls` calls with files below `folder`, chosen by `seed`; how many of them returned, and how
   many raised. Fails at once if a call panics, or if what is listed is not what is counted.
@@ -92,7 +94,7 @@ defmodule Codex.Files.RandomTerms do
     name = fn -> Enum.random([:error, {:ok, "name"}]) end
     miss = fn -> Enum.random([:new, :unseen]) end
 
-    case :rand.uniform(29) do
+    case :rand.uniform(30) do
       1 -> {:open, open()}
       2 -> {:stop, [stoppable(), make_ref()]}
       3 -> {:purge, [handle, dir]}
@@ -112,12 +114,13 @@ defmodule Codex.Files.RandomTerms do
       21 -> {:temporary_owner, [handle]}
       22 -> {:end_owner, [Native.temporary_owner(handle)]}
       23 -> {:table, [self()]}
-      24 -> {:stage_data, [handle, dir, :rand.bytes(9), "name", keep(handle), make_ref()]}
+      24 -> {:stage_data, stage_data(handle, dir)}
       25 -> {:open_stream, open_stream(handle, dir)}
       26 -> {:write_stream, [stream(handle, dir), [:rand.bytes(9), "more"], make_ref()]}
       27 -> {:commit_stream, [stream(handle, dir), make_ref()]}
       28 -> {:abort_stream, [stream(handle, dir)]}
       29 -> {:verify, [handle, make_ref()]}
+      30 -> {:refresh_data, [handle, Enum.random(@contents), "name", keep(handle)]}
     end
   end
 
@@ -128,6 +131,12 @@ defmodule Codex.Files.RandomTerms do
 
   defp stage_file(handle, dir, source, name, miss),
     do: [handle, dir, source, name, keep(handle), miss, make_ref()]
+
+  defp stage_data(handle, dir) do
+    data = Enum.random(@contents)
+    digest = Enum.random([nil, :crypto.hash(:sha256, data)])
+    [handle, dir, data, digest, "name", keep(handle), make_ref()]
+  end
 
   defp open_stream(handle, dir),
     do: [handle, dir, "name", keep(handle), Enum.random([true, false])]

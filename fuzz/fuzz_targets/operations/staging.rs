@@ -7,11 +7,12 @@ use codex_files::bytes::Bytes;
 use codex_files::error::Error;
 use codex_files::manifest::waiting::Origin;
 use codex_files::name::check_name;
+use codex_files::registry::admission::Answer;
 use codex_files::registry::owner::Owner;
 use codex_files::registry::stage_at::{self, StageAt};
 use codex_files::registry::stage_data;
 use codex_files::registry::stage_file::{self, Miss, StageFile};
-use codex_files::registry::{Attachment, Request};
+use codex_files::registry::{Attachment, Outcome, Request};
 use codex_files::retention::{self, Ttl};
 
 use crate::asked::{Asked, Meets, hex_digest};
@@ -134,9 +135,15 @@ impl World {
         let content = self.source(source).content.clone();
         let asked = Asked::of(content.clone(), name, keep, false, Meets::Known);
         self.stage(t, asked, |tenant| {
+            let registry = &tenant.registry;
             until_answered(|waiter| {
-                let kept = || -> Box<dyn Bytes> { Box::new(content.clone()) };
-                stage_data::stage_data(&tenant.registry, &content, kept, &request, waiter)
+                match stage_data::refresh(registry, &content, &request.name, request.keep) {
+                    Ok(known) => Answer::Now(Outcome::known(known)),
+                    Err(digest) => {
+                        let kept = || -> Box<dyn Bytes> { Box::new(content.clone()) };
+                        stage_data::stage_data(registry, &content, digest, kept, &request, waiter)
+                    }
+                }
             })
         });
     }

@@ -17,13 +17,15 @@ use std::sync::mpsc;
 use codex_files::disk::source::INLINE_LIMIT;
 use codex_files::error::{Error, FileType};
 use codex_files::name::{check_name, default_name};
-use codex_files::registry::Outcome;
 use codex_files::registry::stage_at::StageAt;
+use codex_files::registry::{Outcome, stage_data};
+use codex_files::retention::Keep;
 use common::*;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek};
+use sha2::{Digest, Sha256};
 
 const MIB: usize = 1024 * 1024;
 
@@ -61,6 +63,28 @@ fn p3_p20_files_and_bytes_of_every_size_are_staged_whole() {
     }
     lab.assert_consistent();
     lab.assert_leaves_nothing();
+}
+
+#[test]
+fn p20_few_known_bytes_are_staged_again_at_a_glance() {
+    let lab = Lab::new();
+    let refresh = |content: &[u8]| {
+        let keep = Keep::from(lab.retention);
+        stage_data::refresh(&lab.registry, content, b"name", keep)
+    };
+    let few = content(4096, 1);
+    let digest = Sha256::digest(&few).into();
+    assert_eq!(refresh(&few).unwrap_err(), Some(digest));
+    assert!(lab.attachments().is_empty());
+    let staged = copied(lab.stage_data(&few));
+    assert_eq!(refresh(&few).unwrap().file.path, staged.file.path);
+    fs::remove_file(&*staged.file.path).unwrap();
+    assert_eq!(refresh(&few).unwrap_err(), Some(digest));
+
+    // To hash as many would hold up others on the same scheduler.
+    let many = content(INLINE_LIMIT, 2);
+    copied(lab.stage_data(&many));
+    assert_eq!(refresh(&many).unwrap_err(), None);
 }
 
 #[test]

@@ -104,12 +104,41 @@ fn stage_file<'a>(
     })
 }
 
+/// As `refresh_at`, for bytes. `stage_data` wants to know their digest, if they were hashed.
+#[rustler::nif]
+fn refresh_data<'a>(
+    env: Env<'a>,
+    handle: ResourceArc<Handle>,
+    data: Binary<'a>,
+    name: Term<'a>,
+    keep: Term<'a>,
+) -> Term<'a> {
+    guarded(env, "nif-refresh_data", || {
+        let name = decode::name(name)?;
+        let (keep, _owner) = decode::keep(keep, |pid| handle.owner(env, pid))?;
+        let known = stage_data::refresh(&handle.registry, &data, name, keep);
+        Ok(match known {
+            Ok(known) => renewed(env, known, Some(name)),
+            Err(digest) => (
+                atoms::miss(),
+                digest.map(|digest| encode::binary(env, &digest)),
+            )
+                .encode(env),
+        })
+    })
+}
+
 #[rustler::nif(schedule = "DirtyIo")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "a tuple or map would only be taken apart again"
+)]
 fn stage_data<'a>(
     env: Env<'a>,
     handle: ResourceArc<Handle>,
     staging_dir: Term<'a>,
     data: Binary<'a>,
+    digest: Term<'a>,
     name: Term<'a>,
     keep: Term<'a>,
     reference: Reference<'a>,
@@ -122,7 +151,8 @@ fn stage_data<'a>(
         )?;
         let waiter = || ReplyTo::new(env, reference).waiter_for(&to);
         let kept = || -> Box<dyn Bytes> { Box::new(Kept::new(&[data])) };
-        let answer = stage_data::stage_data(&handle.registry, &data, kept, &to, &waiter);
+        let digest = decode::digest(digest)?;
+        let answer = stage_data::stage_data(&handle.registry, &data, digest, kept, &to, &waiter);
         Ok(encode::answer(env, answer, Some(&to.name)))
     })
 }

@@ -86,14 +86,16 @@ fn wanting(want: &Want<'_>, waiter: Waiter) -> Waiter {
     Waiter::new(answer).wanting(want)
 }
 
-/// Renews what is staged, if the file is still there as it is wanted, and nobody is at work on it.
+/// Renews what is staged, if the file is still there as it is wanted, nobody is at work on it, and a look
+/// at it waits for no network and no other program.
 pub(super) fn renew(
     registry: &Registry,
     file: &Arc<StagedFile>,
     keep: Keep,
     want: &Want<'_>,
 ) -> Option<Attachment> {
-    if !file.has(want) {
+    let named = file.named(want.name.as_deref())?;
+    if !file.is_local() || !named.is_local() || !file.has(want) {
         return None;
     }
     registry.manifest.refresh(file, keep, Now::read())

@@ -55,9 +55,6 @@ impl StageAt {
 #[must_use]
 pub fn refresh(registry: &Registry, checksum: &[u8], keep: Keep) -> Option<Attachment> {
     let file = registry.manifest.lookup(checksum)?;
-    if !file.is_local() {
-        return None;
-    }
     renew(registry, &file, keep, &Want::default())
 }
 

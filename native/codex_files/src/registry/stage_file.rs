@@ -62,10 +62,6 @@ pub fn refresh(
     let recognition = registry.recognition.as_ref().ok_or(Miss::Unseen)?;
     let seen = source::glance(source).ok_or(Miss::Unseen)?;
     let file = recognition.find(&seen, Likeness::Proof).ok_or(Miss::New)?;
-    let named = file.named(Some(name));
-    if !named.is_some_and(|named| named.is_local() && file.is_local()) {
-        return Err(Miss::Unseen);
-    }
     // Its mode is what it was when it was read, and what follows from that was done then.
     renew(registry, &file, keep, &Want::named(name, false)).ok_or(Miss::Unseen)
 }
@@ -93,7 +89,8 @@ pub fn stage_file(
                 return Ok(None);
             };
             let ask = request.to.ask(source.is_executable());
-            let (content, answer) = stage_small(registry, &buffer[..length], &ask, make_waiter)?;
+            let (content, answer) =
+                stage_small(registry, &buffer[..length], None, &ask, make_waiter)?;
             if let Answer::Now(outcome) = &answer {
                 remember(registry, &source, content, outcome);
             }

@@ -154,8 +154,13 @@ impl Lab {
     pub fn stage_data(&self, content: &[u8]) -> Outcome {
         let to = self.file_request(Path::new(""), OsStr::new("name")).to;
         until_answered(|waiter| {
-            let kept = || -> Box<dyn Bytes> { Box::new(content.to_vec()) };
-            stage_data::stage_data(&self.registry, content, kept, &to, waiter)
+            match stage_data::refresh(&self.registry, content, &to.name, to.keep) {
+                Ok(known) => Answer::Now(Outcome::known(known)),
+                Err(digest) => {
+                    let kept = || -> Box<dyn Bytes> { Box::new(content.to_vec()) };
+                    stage_data::stage_data(&self.registry, content, digest, kept, &to, waiter)
+                }
+            }
         })
     }
 
