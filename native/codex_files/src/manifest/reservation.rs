@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::attachment::File;
-use super::state::{Shared, State};
+use super::shared::Shared;
+use super::state::State;
 
 /// Some bytes of the budget. It outlives the file that is written with them, or somebody else might take
 /// them before that has gone.

@@ -1,57 +1,18 @@
 //! The entries of the manifest, and what must always hold of them.
 
 use std::collections::BTreeSet;
-use std::ops::{Bound, DerefMut};
+use std::ops::Bound;
 
 use foldhash::HashMap;
 
 use super::attachment::{Attachment, EntryId, File};
-use super::budget::{Budget, Usage, WhenFull};
+use super::budget::{Budget, Usage};
+use super::out::Out;
 use super::slots::Slots;
-use super::waiting::{Outcome, Waiter};
+use super::totals::{Metrics, Totals};
 use crate::checksum::Checksum;
-use crate::panics;
 use crate::retention::{Keep, OwnerId, Ttl};
-use crate::sync::Mutex;
 use crate::time::{Deadline, Now};
-
-/// What the manifest counts, kept up to date with every change.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Attachments whose `persist` is true.
-    pub persistent_count: u64,
-    /// Their bytes. Sizes may be claims of callers: 128 bits hold any sum of them.
-    pub persistent_bytes: u128,
-    /// Attachments whose `persist` is false, even if their TTL is infinite.
-    pub expirable_count: u64,
-    /// Their bytes.
-    pub expirable_bytes: u128,
-    /// Attachments that have an owner.
-    pub owned_count: u64,
-}
-
-impl Totals {
-    /// The count and the bytes that an attachment is a part of.
-    fn of<F: File>(&mut self, attachment: &Attachment<F>) -> (&mut u64, &mut u128) {
-        if attachment.retention.persist {
-            (&mut self.persistent_count, &mut self.persistent_bytes)
-        } else {
-            (&mut self.expirable_count, &mut self.expirable_bytes)
-        }
-    }
-}
-
-/// [`Totals`], and what comes next.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Metrics {
-    /// The counters.
-    pub totals: Totals,
-    /// The budget, if there is one.
-    pub max_bytes: Option<u64>,
-    /// When the first attachment without an owner expires, in milliseconds since the Unix epoch, UTC, on a wall
-    /// clock that has not been set since the attachment was staged.
-    pub next_expiry_at_ms: Option<i64>,
-}
 
 /// Where an entry is in [`State::entries`].
 type Slot = u32;
@@ -67,7 +28,7 @@ pub(super) struct Entry<F> {
     /// How many of the sets of [`State::owned`] it is in.
     owners: u32,
     /// The bytes that it counts for in [`State::usage`].
-    stored: u64,
+    pub(super) stored: u64,
 }
 
 impl<F> Entry<F> {
@@ -76,7 +37,7 @@ impl<F> Entry<F> {
         (self.owners == 0 && self.deadline != Deadline::NEVER).then_some(self.deadline)
     }
 
-    fn has_expired(&self, now: Now) -> bool {
+    pub(super) fn has_expired(&self, now: Now) -> bool {
         self.due()
             .is_some_and(|Deadline(at)| at <= now.monotonic_ns)
     }
@@ -84,54 +45,6 @@ impl<F> Entry<F> {
 
 /// An entry that an owner keeps, if it is still the one in that slot.
 pub(super) type OwnedEntry = (Slot, EntryId);
-
-/// The ticket for a checksum, which is out.
-pub(super) struct Out<F> {
-    /// It is one to remove the attachment.
-    pub(super) removes: bool,
-    /// Who waits for it to come back, in order of arrival: to be told without the lock.
-    pub(super) waiting: Vec<Waits<F>>,
-}
-
-impl<F> Out<F> {
-    pub(super) fn to_stage() -> Self {
-        Self {
-            removes: false,
-            waiting: Vec::new(),
-        }
-    }
-
-    pub(super) fn to_remove(waiting: Vec<Waits<F>>) -> Self {
-        Self {
-            removes: true,
-            waiting,
-        }
-    }
-}
-
-/// Somebody who waits for the ticket of a checksum to come back.
-pub(super) enum Waits<F> {
-    /// To stage the same checksum.
-    Staging { keep: Keep, waiter: Waiter<F> },
-    /// To remove the entry that is being worked on.
-    Removal {
-        /// When nothing kept it, if it is to stay where something has kept it since.
-        since: Option<Now>,
-        /// Told of the entry as it is then, it has the ticket for it; `None` if there is nothing to
-        /// remove.
-        given: Box<dyn FnOnce(Option<Attachment<F>>) + Send>,
-    },
-}
-
-impl<F> Waits<F> {
-    /// Tells that the work has ended, and that this one has no ticket.
-    pub(super) fn tell(self, outcome: Outcome<F>) {
-        match self {
-            Self::Staging { waiter, .. } => waiter.answer(outcome),
-            Self::Removal { given, .. } => given(None),
-        }
-    }
-}
 
 /// The memory of a manifest that has been emptied: [`State::entries`], `free`, `index` and `owned`.
 pub(super) type Emptied<F> = (
@@ -169,6 +82,24 @@ pub(super) struct State<F: File> {
     pub(super) tickets: HashMap<Checksum, Out<F>>,
     /// Set once, at the stop: no ticket is given or taken any more.
     pub(super) stopped: bool,
+}
+
+impl<F: File> Default for State<F> {
+    fn default() -> Self {
+        Self {
+            entries: Slots::default(),
+            free: Vec::new(),
+            index: HashMap::default(),
+            expiry: BTreeSet::new(),
+            totals: Totals::default(),
+            usage: Usage::default(),
+            budget: Budget::default(),
+            entered: 0,
+            owned: HashMap::default(),
+            tickets: HashMap::default(),
+            stopped: false,
+        }
+    }
 }
 
 impl<F: File> State<F> {
@@ -350,144 +281,33 @@ impl<F: File> State<F> {
         }
     }
 
-    /// Up to `limit` attachments that have expired `now`, the oldest deadline first, after `from`;
-    /// and where the last of them is.
-    pub(super) fn due(
-        &self,
-        from: Bound<Due>,
-        now: Now,
-        limit: usize,
-    ) -> (Vec<Attachment<F>>, Option<Due>) {
-        let until = Bound::Included((Deadline(now.monotonic_ns), Slot::MAX));
-        let due: Vec<Due> = self
-            .expiry
-            .range((from, until))
-            .take(limit)
-            .copied()
-            .collect();
-        let attachments = due
-            .iter()
-            .filter_map(|&(_, slot)| self.entries.get(slot as usize)?.as_ref())
-            .map(|entry| entry.attachment.clone())
-            .collect();
-        (attachments, due.last().copied())
-    }
-
     /// The bytes of the entry of a file that has been lost.
     pub(super) fn stored_of(&self, lost: &F) -> u64 {
         self.entry_of(lost).map_or(0, |(_, entry)| entry.stored)
     }
 
-    /// What is to go, after `from`, so that `lacking` bytes are there; `None` if what may go does not do.
-    pub(super) fn victims(
+    /// The entries that expire, the first to go first, between two places of the index.
+    pub(super) fn expiring(
         &self,
         from: Bound<Due>,
-        lacking: u128,
-        when_full: WhenFull,
-        now: Now,
-    ) -> Option<Victims<F>> {
-        let until = match when_full {
-            WhenFull::Evict if self.usage.evictable < lacking => return None,
-            WhenFull::Evict => Deadline::NEVER,
-            WhenFull::Refuse => Deadline(now.monotonic_ns),
-        };
+        until: Deadline,
+    ) -> impl Iterator<Item = (Due, &Entry<F>)> {
         let until = Bound::Included((until, Slot::MAX));
-        let mut victims = Victims::default();
-        let mut freed = 0;
-        for &(deadline, slot) in self.expiry.range((from, until)) {
-            let entry = self.entries.get(slot as usize).and_then(Option::as_ref);
-            let Some(entry) = entry.filter(|entry| entry.stored > 0) else {
-                continue;
-            };
-            if self.tickets.contains_key(entry.attachment.file.key()) {
-                continue;
-            }
-            freed += u128::from(entry.stored);
-            victims.last = Some((deadline, slot));
-            if entry.has_expired(now) {
-                victims.expired.push(entry.attachment.clone());
-            } else {
-                victims.evicted.push(entry.attachment.clone());
-            }
-            if freed >= lacking {
-                return Some(victims);
-            }
-        }
-        None
+        self.expiry.range((from, until)).filter_map(|&due| {
+            let entry = self.entries.get(due.1 as usize)?.as_ref()?;
+            Some((due, entry))
+        })
     }
 
     pub(super) fn metrics(&self) -> Metrics {
-        let next = self
-            .expiry
-            .first()
-            .and_then(|&(_, slot)| self.entries.get(slot as usize)?.as_ref());
+        let next = self.expiring(Bound::Unbounded, Deadline::NEVER).next();
         Metrics {
             totals: self.totals,
             max_bytes: self.budget.max_bytes,
-            next_expiry_at_ms: next.and_then(|entry| match entry.attachment.retention.ttl {
+            next_expiry_at_ms: next.and_then(|(_, entry)| match entry.attachment.retention.ttl {
                 Ttl::Millis(ttl) => entry.attachment.inserted_at_ms.checked_add_unsigned(ttl),
                 Ttl::Infinity => None,
             }),
         }
-    }
-}
-
-/// What is to go to make room.
-pub(super) struct Victims<F> {
-    pub(super) expired: Vec<Attachment<F>>,
-    pub(super) evicted: Vec<Attachment<F>>,
-    /// The last of them.
-    pub(super) last: Option<Due>,
-}
-
-impl<F> Default for Victims<F> {
-    fn default() -> Self {
-        Self {
-            expired: Vec::new(),
-            evicted: Vec::new(),
-            last: None,
-        }
-    }
-}
-
-/// The state behind its lock, as the manifest and all tickets share it.
-pub(super) struct Shared<F: File>(Mutex<State<F>>);
-
-impl<F: File> Default for Shared<F> {
-    fn default() -> Self {
-        Self(Mutex::new(State {
-            entries: Slots::default(),
-            free: Vec::new(),
-            index: HashMap::default(),
-            expiry: BTreeSet::new(),
-            totals: Totals::default(),
-            usage: Usage::default(),
-            budget: Budget::default(),
-            entered: 0,
-            owned: HashMap::default(),
-            tickets: HashMap::default(),
-            stopped: false,
-        }))
-    }
-}
-
-impl<F: File> Shared<F> {
-    /// `point` is where a test can make the holder of the lock panic.
-    pub(super) fn lock(&self, point: &str) -> impl DerefMut<Target = State<F>> {
-        let state = self.0.lock();
-        panics::point(point);
-        state
-    }
-
-    /// As [`Shared::lock`], where a panic would be one too many.
-    pub(super) fn lock_in_drop(&self) -> impl DerefMut<Target = State<F>> {
-        self.0.lock()
-    }
-
-    /// As [`Shared::lock`], unless somebody has the lock.
-    pub(super) fn try_lock(&self, point: &str) -> Option<impl DerefMut<Target = State<F>>> {
-        let state = self.0.try_lock()?;
-        panics::point(point);
-        Some(state)
     }
 }

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::attachment::{Attachment, File};
+use super::out::{Out, Waits};
 use super::reservation::Reservation;
-use super::state::{Out, Shared, State, Waits};
+use super::shared::Shared;
+use super::state::State;
 use super::waiting::Outcome;
 use crate::checksum::Checksum;
 use crate::error::{Error, Result};
