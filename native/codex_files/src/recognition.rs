@@ -1,6 +1,6 @@
 //! Recognises unchanged files without reading them, as git and ccache do: by device, inode, size
 //! and both times. Only times that were old enough when the file was hashed count (see
-//! `Fingerprint::settled`), and only of file systems that keep them (see `sys::keeps_times`), so that a
+//! `Fingerprint::settled`), and only of file systems that keep them (see `file_system::keeps_times`), so that a
 //! change shows; but what is stored through a shared mapping changes the times only the first time
 //! after the page was written out.
 //!

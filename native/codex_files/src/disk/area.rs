@@ -35,7 +35,7 @@ use super::staging_dir::{
     StagingDir, forgive_missing, make_dir, make_dirs, open_own_dir, remove_unused_dir,
     with_fallback,
 };
-use super::sys;
+use super::{file_system, sys};
 use crate::checksum::is_hex;
 use crate::error::{Context, Error, FileType, Result};
 
@@ -124,7 +124,7 @@ impl Area {
             path,
             dev,
             narrow,
-            local: sys::is_local(&*lock),
+            local: file_system::is_local(&*lock),
             lock,
             next_number: AtomicU64::new(0),
         }))

@@ -7,6 +7,7 @@ mod copying;
 pub(crate) mod elsewhere;
 pub mod fault;
 pub mod file_id;
+pub(crate) mod file_system;
 pub(crate) mod link;
 mod names;
 pub(crate) mod purge;

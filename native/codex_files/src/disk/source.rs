@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::buffer::Buffer;
 use super::file_id::{Fingerprint, Stamp, check_type};
 use super::remaining::{Part, Remaining, zeros};
-use super::sys;
+use super::{file_system, sys};
 use crate::bytes::PIECE;
 use crate::checksum::Content;
 use crate::error::{Context, Error, Result};
@@ -122,7 +122,7 @@ impl<'a> Source<'a> {
 
     /// The same of a later moment, after `before`.
     pub(super) fn would_show_changes_since(&self, before: Now) -> bool {
-        self.fingerprint().settled(before.wall_ms) && sys::keeps_times(&self.file)
+        self.fingerprint().settled(before.wall_ms) && file_system::keeps_times(&self.file)
     }
 
     /// As it was when it was opened.
@@ -191,7 +191,9 @@ impl<'a> Source<'a> {
     /// Whether it is worth the while to look for holes: it takes less room than it would without.
     fn may_have_holes(&self) -> bool {
         let stored = u64::try_from(self.stat.st_blocks).map_or(0, |blocks| blocks * 512);
-        self.size() > INLINE_LIMIT as u64 && stored < self.size() && sys::tells_holes(&self.file)
+        self.size() > INLINE_LIMIT as u64
+            && stored < self.size()
+            && file_system::tells_holes(&self.file)
     }
 }
 

@@ -324,97 +324,14 @@ pub(crate) fn names(dir: &OwnedFd) -> Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// Whether a file cannot be changed without new times, of this machine's clock (but see the description
-/// of the module `recognition`). `false` where that is not known.
-pub(crate) fn keeps_times(file: impl AsFd) -> bool {
-    file_system::of(file).is_some_and(|kind| file_system::KEEPING_TIMES.contains(&kind))
-}
-
-/// Whether a file system says where a file has holes, and says so of what has just been written too. `false`
-/// where that is not known: a file that has been told to be a hole where it is none would be staged as zeros.
-pub(crate) fn tells_holes(file: impl AsFd) -> bool {
-    file_system::of(file).is_some_and(|kind| file_system::TELLING_HOLES.contains(&kind))
-}
-
-/// Whether a directory is on a file system of this machine, where a look-up does not wait for a
-/// network or for another program. That says nothing of its times.
-pub(crate) fn is_local(dir: impl AsFd) -> bool {
-    file_system::of(dir).is_some_and(|kind| {
-        file_system::KEEPING_TIMES.contains(&kind) || file_system::OTHER_LOCAL.contains(&kind)
-    })
-}
-
+/// The kind of the file system that a file is on; `None` where that is not known.
 #[cfg(target_os = "linux")]
-mod file_system {
-    use std::os::fd::AsFd;
-
-    use nix::sys::statfs::{self, FsType};
-
-    /// Kernel files are not among them, which keep their times and size while their content changes,
-    /// nor what another program or machine answers for: FUSE, NFS, SMB, 9p. What overlayfs shows has
-    /// the times of the layer that it is in, and overlayfs forbids to change that beside it.
-    pub(super) const KEEPING_TIMES: [FsType; 8] = [
-        // Of ext2 and ext3 too.
-        statfs::EXT4_SUPER_MAGIC,
-        XFS_SUPER_MAGIC,
-        statfs::BTRFS_SUPER_MAGIC,
-        statfs::F2FS_SUPER_MAGIC,
-        BCACHEFS_SUPER_MAGIC,
-        ZFS_SUPER_MAGIC,
-        statfs::TMPFS_MAGIC,
-        statfs::OVERLAYFS_SUPER_MAGIC,
-    ];
-
-    /// ZFS is not among them: some of its versions take for a hole what is not on the disk yet.
-    pub(super) const TELLING_HOLES: [FsType; 5] = [
-        statfs::EXT4_SUPER_MAGIC,
-        statfs::XFS_SUPER_MAGIC,
-        statfs::BTRFS_SUPER_MAGIC,
-        statfs::TMPFS_MAGIC,
-        statfs::OVERLAYFS_SUPER_MAGIC,
-    ];
-
-    /// Of some of these the times have steps of two seconds.
-    pub(super) const OTHER_LOCAL: [FsType; 4] = [
-        EXFAT_SUPER_MAGIC,
-        statfs::MSDOS_SUPER_MAGIC,
-        NTFS3_SUPER_MAGIC,
-        RAMFS_MAGIC,
-    ];
-
-    const BCACHEFS_SUPER_MAGIC: FsType = magic(0xca45_1a4e);
-    const EXFAT_SUPER_MAGIC: FsType = magic(0x2011_bab0);
-    const NTFS3_SUPER_MAGIC: FsType = magic(0x7366_746e);
-    const RAMFS_MAGIC: FsType = magic(0x8584_58f6);
-    // nix does not have it for musl.
-    const XFS_SUPER_MAGIC: FsType = magic(0x5846_5342);
-    const ZFS_SUPER_MAGIC: FsType = magic(0x2fc1_2fc1);
-
-    #[allow(
-        clippy::cast_lossless,
-        clippy::cast_possible_wrap,
-        reason = "the type of a magic number differs between systems"
-    )]
-    const fn magic(number: u32) -> FsType {
-        FsType(number as _)
-    }
-
-    pub(super) fn of(file: impl AsFd) -> Option<FsType> {
-        let there = super::call("fstatfs", || statfs::fstatfs(file.as_fd()));
-        there.ok().map(|there| there.filesystem_type())
-    }
+pub(crate) fn file_system(file: impl AsFd) -> Option<sys::statfs::FsType> {
+    let there = call("fstatfs", || sys::statfs::fstatfs(file.as_fd()));
+    there.ok().map(|there| there.filesystem_type())
 }
 
-/// Other systems name their file systems in other ways.
 #[cfg(not(target_os = "linux"))]
-mod file_system {
-    use std::os::fd::AsFd;
-
-    pub(super) const KEEPING_TIMES: [(); 0] = [];
-    pub(super) const OTHER_LOCAL: [(); 0] = [];
-    pub(super) const TELLING_HOLES: [(); 0] = [];
-
-    pub(super) fn of(_file: impl AsFd) -> Option<()> {
-        None
-    }
+pub(crate) fn file_system(_file: impl AsFd) -> Option<()> {
+    None
 }
