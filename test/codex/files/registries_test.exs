@@ -266,8 +266,10 @@ defmodule Codex.Files.RegistriesTest do
       for {recognise?, miss} <- [{true, :new}, {false, :unseen}] do
         registry = start_own(context.staging_dir, recognise_unchanged: recognise?)
         {:ok, {handle, _own}} = NativeRegistry.find(registry)
-        looked = Native.refresh_file(handle, context.source, :error, {false, 0, nil})
-        assert {recognise?, looked} == {recognise?, miss}
+        # A glance fails while anybody on this machine renames something.
+        eventually(fn ->
+          Native.refresh_file(handle, context.source, :error, {false, 0, nil}) == miss
+        end)
       end
     end
 
