@@ -15,7 +15,7 @@ use codex_files::retention;
 use sha2::{Digest, Sha256};
 
 use crate::model::{Key, Known, Named};
-use crate::world::{Tenant, key};
+use crate::tenant::{Tenant, key};
 
 /// What a staging has asked for.
 pub struct Asked {

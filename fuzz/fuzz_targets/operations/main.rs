@@ -12,9 +12,11 @@ mod calls;
 mod harm;
 mod model;
 mod op;
+mod open;
 mod removing;
 mod staging;
 mod streams;
+mod tenant;
 mod world;
 
 use libfuzzer_sys::fuzz_target;

@@ -11,7 +11,7 @@ use codex_files::registry::{Report, keeper, owners, remove, verify};
 use crate::calls::ask;
 use crate::model::Key;
 use crate::op::Max;
-use crate::world::{Tenant, key};
+use crate::tenant::{Tenant, key};
 
 impl Tenant {
     pub fn cleanup(&mut self) {

@@ -18,7 +18,8 @@ use codex_files::retention::{self, Ttl};
 use crate::asked::{Asked, Meets, hex_digest};
 use crate::calls::until_answered;
 use crate::op;
-use crate::world::{Tenant, World};
+use crate::tenant::Tenant;
+use crate::world::World;
 
 /// Above this size a copier copies a file before it knows its digest.
 const INLINE_LIMIT: usize = 256 * 1024;

@@ -7,49 +7,13 @@ use codex_files::manifest::waiting::Origin;
 use codex_files::registry::admission::Answer;
 use codex_files::registry::stage_stream::{self, End, Purpose, Stream};
 use codex_files::registry::{Attachment, Outcome, remove};
-use codex_files::retention::{self, OwnerId};
 
 use crate::asked::{Asked, Meets};
 use crate::calls::{answered, ask, replying, until_answered};
 use crate::op;
-use crate::world::{Tenant, World};
-
-/// A stream under way.
-pub struct Open {
-    stream: Arc<Stream>,
-    purpose: Purpose,
-    name: Vec<u8>,
-    keep: retention::Keep,
-    content: Vec<u8>,
-    pub has_file: bool,
-    /// Somebody has removed directories since: its file may be gone.
-    pub is_shaken: bool,
-}
-
-impl Open {
-    /// Bytes, as they are in the budget.
-    fn reserved(&self) -> u128 {
-        match self.purpose {
-            Purpose::Stage => self.content.len() as u128,
-            Purpose::Renew => 0,
-        }
-    }
-
-    /// Who is to become an owner.
-    pub fn owner(&self) -> Option<OwnerId> {
-        self.keep.owner
-    }
-
-    /// Bytes that are certainly there.
-    pub fn written(&self) -> u64 {
-        let is_written = self.has_file && !self.is_shaken;
-        if is_written {
-            self.content.len() as u64
-        } else {
-            0
-        }
-    }
-}
+use crate::open::Open;
+use crate::tenant::Tenant;
+use crate::world::World;
 
 impl World {
     pub fn open_stream(
