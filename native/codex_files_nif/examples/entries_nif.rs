@@ -4,6 +4,10 @@
 
 #[path = "../src/atoms.rs"]
 mod atoms;
+#[path = "../src/attachments.rs"]
+mod attachments;
+#[path = "../src/binary.rs"]
+mod binary;
 #[path = "../src/decode.rs"]
 mod decode;
 #[path = "../src/encode.rs"]

@@ -6,6 +6,8 @@
 //! done by threads of the core, and answered by a message: `:wait` says that it will come.
 
 mod atoms;
+mod attachments;
+mod binary;
 mod decode;
 mod encode;
 mod guard;

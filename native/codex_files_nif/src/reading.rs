@@ -3,7 +3,8 @@
 use codex_files::registry::{fetch, verify};
 use rustler::{Encoder, Env, Reference, ResourceArc, Term};
 
-use crate::encode::{self, Encoding};
+use crate::attachments::Encoding;
+use crate::encode;
 use crate::guard::guarded;
 use crate::mailbox::ReplyTo;
 use crate::registries::Handle;

@@ -5,6 +5,7 @@ use codex_files::registry::stage_file::{Miss, StageFile};
 use codex_files::registry::{Attachment, Outcome, stage_at, stage_data, stage_file};
 use rustler::{Atom, Binary, Encoder, Env, Reference, ResourceArc, Term};
 
+use crate::binary::binary;
 use crate::decode::StageOpts;
 use crate::guard::guarded;
 use crate::kept::Kept;
@@ -119,11 +120,7 @@ fn refresh_data<'a>(
         let known = stage_data::refresh(&handle.registry, &data, name, keep);
         Ok(match known {
             Ok(known) => renewed(env, known, Some(name)),
-            Err(digest) => (
-                atoms::miss(),
-                digest.map(|digest| encode::binary(env, &digest)),
-            )
-                .encode(env),
+            Err(digest) => (atoms::miss(), digest.map(|digest| binary(env, &digest))).encode(env),
         })
     })
 }
