@@ -211,15 +211,7 @@ defmodule Codex.Files.P18NativeSafetyTest do
           make_ref()
         ],
         refresh_data: [handle, "some bytes", "name", {false, 60_000, self()}],
-        stage_data: [
-          handle,
-          dir,
-          "some bytes",
-          nil,
-          "name",
-          {false, 60_000, self()},
-          make_ref()
-        ],
+        stage_data: [handle, dir, "some bytes", "name", {false, 60_000, self()}, make_ref()],
         open_stream: [handle, dir, "name", {false, 60_000, self()}, false],
         write_stream: [stream, ["some bytes", "and more"], make_ref()],
         commit_stream: [stream, make_ref()],

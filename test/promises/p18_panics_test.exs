@@ -142,7 +142,7 @@ defmodule Codex.Files.P18PanicsTest do
             stage_at: [handle, dir, opts, make_ref()],
             stage_file: [handle, dir, small, :error, {false, 0, nil}, :unseen, make_ref()],
             refresh_data: [handle, "some bytes", "name", {false, 0, nil}],
-            stage_data: [handle, dir, "some bytes", nil, "name", {false, 0, nil}, make_ref()],
+            stage_data: [handle, dir, "some bytes", "name", {false, 0, nil}, make_ref()],
             open_stream: [handle, dir, "name", {false, 0, nil}, false],
             write_stream: [stream, ["some bytes"], make_ref()],
             commit_stream: [stream, make_ref()],

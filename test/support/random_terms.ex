@@ -132,11 +132,8 @@ defmodule Codex.Files.RandomTerms do
   defp stage_file(handle, dir, source, name, miss),
     do: [handle, dir, source, name, keep(handle), miss, make_ref()]
 
-  defp stage_data(handle, dir) do
-    data = Enum.random(@contents)
-    digest = Enum.random([nil, :crypto.hash(:sha256, data)])
-    [handle, dir, data, digest, "name", keep(handle), make_ref()]
-  end
+  defp stage_data(handle, dir),
+    do: [handle, dir, Enum.random(@contents), "name", keep(handle), make_ref()]
 
   defp open_stream(handle, dir),
     do: [handle, dir, "name", keep(handle), Enum.random([true, false])]

@@ -139,10 +139,10 @@ impl World {
             let registry = &tenant.registry;
             until_answered(|waiter| {
                 match stage_data::refresh(registry, &content, &request.name, request.keep) {
-                    Ok(known) => Answer::Now(Outcome::known(known)),
-                    Err(digest) => {
+                    Some(known) => Answer::Now(Outcome::known(known)),
+                    None => {
                         let kept = || -> Box<dyn Bytes> { Box::new(content.clone()) };
-                        stage_data::stage_data(registry, &content, digest, kept, &request, waiter)
+                        stage_data::stage_data(registry, &content, kept, &request, waiter)
                     }
                 }
             })

@@ -16,8 +16,6 @@ defmodule Codex.Files.Native do
           {:ok, Attachment.t(), cached? :: boolean()} | {:error, term()} | :retry
   @typedoc "Whether the file is known to be new, or takes more than a glance."
   @type miss :: :new | :unseen
-  @typedoc "What was hashed in vain, if anything was."
-  @type digest :: <<_::256>> | nil
   @type budget :: {max_bytes :: pos_integer() | nil, :refuse | :evict}
   @typedoc "What `temporary_owner/1` gives."
   @type temporary_owner :: reference()
@@ -137,7 +135,7 @@ defmodule Codex.Files.Native do
         ) :: outcome() | miss()
   def refresh_file(_handle, _path, _name, _keep), do: not_loaded()
 
-  @spec refresh_data(handle(), binary(), binary(), keep()) :: outcome() | {:miss, digest()}
+  @spec refresh_data(handle(), binary(), binary(), keep()) :: outcome() | :miss
   def refresh_data(_handle, _data, _name, _keep), do: not_loaded()
 
   @spec stage_at(handle(), staging_dir(), Codex.Files.Registry.stage_opts(), reference()) ::
@@ -155,17 +153,9 @@ defmodule Codex.Files.Native do
         ) :: outcome() | :wait
   def stage_file(_handle, _staging_dir, _path, _name, _keep, _miss, _reference), do: not_loaded()
 
-  @spec stage_data(
-          handle(),
-          staging_dir(),
-          binary(),
-          digest(),
-          binary(),
-          keep(),
-          reference()
-        ) :: outcome() | :wait
-  def stage_data(_handle, _staging_dir, _data, _digest, _name, _keep, _reference),
-    do: not_loaded()
+  @spec stage_data(handle(), staging_dir(), binary(), binary(), keep(), reference()) ::
+          outcome() | :wait
+  def stage_data(_handle, _staging_dir, _data, _name, _keep, _reference), do: not_loaded()
 
   # Streaming
 

@@ -74,9 +74,9 @@ defmodule Codex.Files.NativeRegistry do
   def stage({handle, own} = registry, {:data, data} = source, opts) when is_binary(data) do
     with {:ok, name} <- fetch_name(opts),
          {:ok, keep} <- keep(own, opts),
-         {:miss, digest} <- Native.refresh_data(handle, data, name, keep),
+         :miss <- Native.refresh_data(handle, data, name, keep),
          {:ok, dir} <- Config.staging_dir(own) do
-      attempt = &Native.stage_data(handle, dir, data, digest, name, keep, &1)
+      attempt = &Native.stage_data(handle, dir, data, name, keep, &1)
       finish(attempt, fn -> stage(registry, source, opts) end)
     else
       outcome -> Telemetry.staged(outcome)

@@ -477,7 +477,7 @@ fn p20_a_stop_ends_bytes_that_are_being_staged() {
     };
     let content = vec![7; INLINE_LIMIT + 1];
     let kept = || -> Box<dyn Bytes> { Box::new(Endless(under_way)) };
-    let answer = stage_data::stage_data(&lab.registry, &content, None, kept, &to, &waiter);
+    let answer = stage_data::stage_data(&lab.registry, &content, kept, &to, &waiter);
     assert!(matches!(answer, Answer::ByWaiter));
     pieces.recv_timeout(PATIENCE).unwrap();
     assert!(lab.stop().is_empty());

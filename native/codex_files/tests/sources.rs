@@ -25,7 +25,6 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek};
-use sha2::{Digest, Sha256};
 
 const MIB: usize = 1024 * 1024;
 
@@ -73,18 +72,17 @@ fn p20_few_known_bytes_are_staged_again_at_a_glance() {
         stage_data::refresh(&lab.registry, content, b"name", keep)
     };
     let few = content(4096, 1);
-    let digest = Sha256::digest(&few).into();
-    assert_eq!(refresh(&few).unwrap_err(), Some(digest));
+    assert!(refresh(&few).is_none());
     assert!(lab.attachments().is_empty());
     let staged = copied(lab.stage_data(&few));
     assert_eq!(refresh(&few).unwrap().file.path, staged.file.path);
     fs::remove_file(&*staged.file.path).unwrap();
-    assert_eq!(refresh(&few).unwrap_err(), Some(digest));
+    assert!(refresh(&few).is_none());
 
     // To hash as many would hold up others on the same scheduler.
     let many = content(INLINE_LIMIT, 2);
     copied(lab.stage_data(&many));
-    assert_eq!(refresh(&many).unwrap_err(), None);
+    assert!(refresh(&many).is_none());
 }
 
 #[test]

@@ -5,7 +5,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use codex_files::checksum::Sha256Digest;
 use codex_files::disk::staging_dir::StagingDir;
 use codex_files::manifest::budget::{Budget, WhenFull};
 use codex_files::name::{check_name, default_name};
@@ -161,18 +160,6 @@ pub(crate) fn binaries(term: Term<'_>) -> Decoded<'_, Vec<Binary<'_>>> {
     proper
         .and_then(|_| term.decode())
         .map_err(|_| invalid(atoms::source(), term))
-}
-
-/// What `refresh_data` hashed: a digest or `nil`.
-pub(crate) fn digest(term: Term<'_>) -> Decoded<'_, Option<Sha256Digest>> {
-    if is_nil(term) {
-        return Ok(None);
-    }
-    let bytes: Binary<'_> = value(atoms::checksum(), term)?;
-    let digest = bytes.as_slice().try_into();
-    digest
-        .map(Some)
-        .map_err(|_| invalid(atoms::checksum(), term))
 }
 
 fn is_nil(term: Term<'_>) -> bool {

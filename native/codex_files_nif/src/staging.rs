@@ -5,7 +5,6 @@ use codex_files::registry::stage_file::{Miss, StageFile};
 use codex_files::registry::{Attachment, Outcome, stage_at, stage_data, stage_file};
 use rustler::{Atom, Binary, Encoder, Env, Reference, ResourceArc, Term};
 
-use crate::binary::binary;
 use crate::decode::StageOpts;
 use crate::guard::guarded;
 use crate::kept::Kept;
@@ -20,10 +19,7 @@ fn refresh_at<'a>(env: Env<'a>, handle: ResourceArc<Handle>, opts: Term<'a>) -> 
     guarded(env, "nif-refresh_at", || {
         let opts = StageOpts::decode(opts)?;
         let known = stage_at::refresh(&handle.registry, &opts.checksum, opts.keep);
-        Ok(known.map_or_else(
-            || atoms::miss().encode(env),
-            |known| renewed(env, known, None),
-        ))
+        Ok(renewed_or_miss(env, known, None))
     })
 }
 
@@ -105,7 +101,7 @@ fn stage_file<'a>(
     })
 }
 
-/// As `refresh_at`, for bytes. `stage_data` wants to know their digest, if they were hashed.
+/// As `refresh_at`, for few bytes.
 #[rustler::nif]
 fn refresh_data<'a>(
     env: Env<'a>,
@@ -118,24 +114,16 @@ fn refresh_data<'a>(
         let name = decode::name(name)?;
         let (keep, _owner) = decode::keep(keep, |pid| handle.owner(env, pid))?;
         let known = stage_data::refresh(&handle.registry, &data, name, keep);
-        Ok(match known {
-            Ok(known) => renewed(env, known, Some(name)),
-            Err(digest) => (atoms::miss(), digest.map(|digest| binary(env, &digest))).encode(env),
-        })
+        Ok(renewed_or_miss(env, known, Some(name)))
     })
 }
 
 #[rustler::nif(schedule = "DirtyIo")]
-#[allow(
-    clippy::too_many_arguments,
-    reason = "a tuple or map would only be taken apart again"
-)]
 fn stage_data<'a>(
     env: Env<'a>,
     handle: ResourceArc<Handle>,
     staging_dir: Term<'a>,
     data: Binary<'a>,
-    digest: Term<'a>,
     name: Term<'a>,
     keep: Term<'a>,
     reference: Reference<'a>,
@@ -148,10 +136,16 @@ fn stage_data<'a>(
         )?;
         let waiter = || ReplyTo::new(env, reference).waiter_for(&to);
         let kept = || -> Box<dyn Bytes> { Box::new(Kept::new(&[data])) };
-        let digest = decode::digest(digest)?;
-        let answer = stage_data::stage_data(&handle.registry, &data, digest, kept, &to, &waiter);
+        let answer = stage_data::stage_data(&handle.registry, &data, kept, &to, &waiter);
         Ok(encode::answer(env, answer, Some(&to.name)))
     })
+}
+
+fn renewed_or_miss<'a>(env: Env<'a>, known: Option<Attachment>, name: Option<&[u8]>) -> Term<'a> {
+    known.map_or_else(
+        || atoms::miss().encode(env),
+        |known| renewed(env, known, name),
+    )
 }
 
 fn renewed<'a>(env: Env<'a>, attachment: Attachment, name: Option<&[u8]>) -> Term<'a> {

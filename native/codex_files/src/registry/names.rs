@@ -242,14 +242,7 @@ mod tests {
         };
         let stage = |name: &str, make_waiter: MakeWaiter<'_>| {
             let kept = || unreachable!("it is small");
-            stage_data::stage_data(
-                &registry,
-                b"content",
-                None,
-                kept,
-                &request(name),
-                make_waiter,
-            )
+            stage_data::stage_data(&registry, b"content", kept, &request(name), make_waiter)
         };
         let Answer::Now(Outcome::Staged { attachment, .. }) = stage("first", &|| unreachable!())
         else {

@@ -11,7 +11,7 @@ use super::{
     Ask, Attachment, MakeWaiter, Outcome, Registry, Request, StagedFile, Staging, Waiter, names,
 };
 use crate::bytes::{Bytes, PIECE};
-use crate::checksum::{self, Content, Sha256Digest};
+use crate::checksum::{self, Content};
 use crate::disk::area::{Area, PublishError};
 use crate::disk::scratch;
 use crate::disk::source::INLINE_LIMIT;
@@ -28,31 +28,20 @@ const REFRESH_LIMIT: usize = 16 * 1024;
 
 /// Stages a known content again, if that takes no more than a hash of few bytes and a look at its copy,
 /// as [`super::stage_at::refresh`] takes.
-///
-/// # Errors
-/// The digest, if it was worth hashing here, for [`stage_data`] to go on from.
-pub fn refresh(
-    registry: &Registry,
-    content: &[u8],
-    name: &[u8],
-    keep: Keep,
-) -> std::result::Result<Attachment, Option<Sha256Digest>> {
+#[must_use]
+pub fn refresh(registry: &Registry, content: &[u8], name: &[u8], keep: Keep) -> Option<Attachment> {
     if content.len() > REFRESH_LIMIT {
-        return Err(None);
+        return None;
     }
-    let digest = checksum::digest(content);
-    let known = registry.manifest.lookup(&checksum::key(&digest));
-    known
-        .and_then(|file| renew(registry, &file, keep, &Want::named(name, false)))
-        .ok_or(Some(digest))
+    let checksum = checksum::key(&checksum::digest(content));
+    let file = registry.manifest.lookup(&checksum)?;
+    renew(registry, &file, keep, &Want::named(name, false))
 }
 
-/// Stages a content, with its digest if that is known already. If that takes long it is `kept` for a
-/// copier.
+/// Stages a content. If that takes long it is `kept` for a copier.
 pub fn stage_data(
     registry: &Arc<Registry>,
     content: &[u8],
-    digest: Option<Sha256Digest>,
     kept: impl FnOnce() -> Box<dyn Bytes>,
     to: &Request,
     make_waiter: MakeWaiter<'_>,
@@ -60,8 +49,7 @@ pub fn stage_data(
     answer(|| {
         if content.len() <= INLINE_LIMIT {
             let ask = to.ask(false);
-            return stage_small(registry, content, digest, &ask, make_waiter)
-                .map(|(_, answer)| answer);
+            return stage_small(registry, content, &ask, make_waiter).map(|(_, answer)| answer);
         }
         let (registry, to, kept) = (registry.clone(), to.clone(), kept());
         let size = content.len() as u64;
@@ -75,13 +63,11 @@ pub fn stage_data(
 pub(super) fn stage_small(
     registry: &Registry,
     content: &[u8],
-    digest: Option<Sha256Digest>,
     ask: &Ask<'_>,
     make_waiter: MakeWaiter<'_>,
 ) -> Result<(Content, Answer)> {
     let _work = registry.work()?;
-    let digest = digest.unwrap_or_else(|| checksum::digest(content));
-    debug_assert_eq!(digest, checksum::digest(content));
+    let digest = checksum::digest(content);
     let checksum = checksum::key(&digest);
     let size = content.len() as u64;
     let answer = match admit(registry, &checksum, ask, make_waiter)? {

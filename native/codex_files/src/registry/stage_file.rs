@@ -89,8 +89,7 @@ pub fn stage_file(
                 return Ok(None);
             };
             let ask = request.to.ask(source.is_executable());
-            let (content, answer) =
-                stage_small(registry, &buffer[..length], None, &ask, make_waiter)?;
+            let (content, answer) = stage_small(registry, &buffer[..length], &ask, make_waiter)?;
             if let Answer::Now(outcome) = &answer {
                 remember(registry, &source, content, outcome);
             }

@@ -155,10 +155,10 @@ impl Lab {
         let to = self.file_request(Path::new(""), OsStr::new("name")).to;
         until_answered(|waiter| {
             match stage_data::refresh(&self.registry, content, &to.name, to.keep) {
-                Ok(known) => Answer::Now(Outcome::known(known)),
-                Err(digest) => {
+                Some(known) => Answer::Now(Outcome::known(known)),
+                None => {
                     let kept = || -> Box<dyn Bytes> { Box::new(content.to_vec()) };
-                    stage_data::stage_data(&self.registry, content, digest, kept, &to, waiter)
+                    stage_data::stage_data(&self.registry, content, kept, &to, waiter)
                 }
             }
         })
