@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use codex_files::registry::stage_file::{self, Miss};
@@ -11,6 +11,7 @@ use codex_files::registry::{keeper, remove};
 use crate::calls::{Log, ask, start, until_answered};
 use crate::model::Named;
 use crate::op::{Content, Keep, Life, Loss};
+use crate::source::{self, Source, set_mode};
 use crate::world::World;
 
 const FOREIGN: &[u8] = b"of somebody else";
@@ -18,14 +19,20 @@ const FOREIGN: &[u8] = b"of somebody else";
 impl World {
     pub fn write(&mut self, source: u8, content: Content, executable: bool) {
         let number = usize::from(source) % self.sources.len();
-        let source = &mut self.sources[number];
-        source.content = match content {
+        let content = match content {
             Content::Small(bytes) => bytes,
             Content::Large(byte) => vec![byte; 300_000 + usize::from(byte)],
+            Content::Old(old) => {
+                self.sources[number] = source::old(old);
+                return;
+            }
         };
-        source.executable = executable;
-        fs::write(&source.path, &source.content).expect("a source");
-        set_mode(&source.path, if executable { 0o700 } else { 0o600 });
+        self.sources[number] = Source {
+            path: self.root.join(format!("source {number}")),
+            content,
+            executable,
+        };
+        self.sources[number].write();
     }
 
     pub fn put_foreign(&mut self, t: usize, pick: u8, name: u8) {
@@ -129,10 +136,6 @@ impl World {
         assert!(ask(|reply| keeper::stop(&neighbour, reply)).is_empty());
         assert!(!staged.file.path.exists());
     }
-}
-
-fn set_mode(path: &Path, mode: u32) {
-    let _ = fs::set_permissions(path, fs::Permissions::from_mode(mode));
 }
 
 fn remove_dir(dir: Option<&Path>) {

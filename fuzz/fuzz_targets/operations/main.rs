@@ -14,6 +14,7 @@ mod model;
 mod op;
 mod open;
 mod removing;
+mod source;
 mod staging;
 mod streams;
 mod tenant;

@@ -16,7 +16,7 @@ pub enum Op {
         source: u8,
         name: Name,
         keep: Keep,
-        /// A glance has told that it is new.
+        /// It is glanced at before.
         glanced: bool,
     },
     /// What is in a file, from memory.
@@ -136,6 +136,8 @@ pub enum Content {
     Small(Vec<u8>),
     /// Above the size from which on a copier copies.
     Large(u8),
+    /// A file that was there before, and is recognised when it is staged again.
+    Old(u8),
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]

@@ -113,7 +113,6 @@ impl World {
         let owner = self.tenants[t].owner_of(keep);
         let keep = keep.into_keep(owner.as_ref());
         let request = self.file_request(source, &name, &keep, owner);
-        let miss = if glanced { Miss::New } else { Miss::Unseen };
         let source = self.source(source).clone();
         let budget = if source.content.len() > INLINE_LIMIT {
             Meets::Unknown
@@ -122,8 +121,17 @@ impl World {
         };
         let asked = Asked::of(source.content, name, keep, source.executable, budget);
         self.stage(t, asked, |tenant| {
+            let registry = &tenant.registry;
             until_answered(|waiter| {
-                stage_file::stage_file(&tenant.registry, &request, miss, waiter)
+                let mut miss = Miss::Unseen;
+                if glanced {
+                    let to = &request.to;
+                    match stage_file::refresh(registry, &request.source, &to.name, to.keep) {
+                        Ok(known) => return Answer::Now(Outcome::known(known)),
+                        Err(shown) => miss = shown,
+                    }
+                }
+                stage_file::stage_file(registry, &request, miss, waiter)
             })
         });
     }

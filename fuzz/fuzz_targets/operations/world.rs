@@ -10,6 +10,7 @@ use codex_files::registry::keeper;
 use crate::calls::{ask, bytes_in, files_below};
 use crate::op::{Op, Step};
 use crate::open::Open;
+use crate::source::{self, Source};
 use crate::tenant::Tenant;
 
 pub struct World {
@@ -22,17 +23,9 @@ pub struct World {
     pub foreign: BTreeMap<PathBuf, Vec<u8>>,
 }
 
-#[derive(Clone, Default)]
-pub struct Source {
-    pub path: PathBuf,
-    pub content: Vec<u8>,
-    pub executable: bool,
-}
-
 impl World {
     pub fn new() -> Self {
-        let base = std::env::var_os("FUZZ_DIR").unwrap_or_else(|| std::env::temp_dir().into());
-        let dir = tempfile::tempdir_in(base).expect("a directory");
+        let dir = tempfile::tempdir_in(source::base()).expect("a directory");
         let root = dir.path().to_owned();
         let staging = root.join("staging");
         let sources = std::array::from_fn(|number| Source {
@@ -40,7 +33,7 @@ impl World {
             ..Source::default()
         });
         for source in &sources {
-            fs::write(&source.path, b"").expect("a source");
+            source.write();
         }
         Self {
             tenants: [(); 2].map(|()| Tenant::new(&staging)),
