@@ -1,5 +1,6 @@
 //! How a staged file goes, under all of its names.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -34,9 +35,10 @@ pub(crate) fn clear_away(lost: &StagedFile) {
 /// for it. Nobody is told of a failure: the next start removes what stays.
 pub(crate) fn give_way(lost: &StagedFile, new: &StagedFile) {
     let (olds, news) = (lost.others(), new.others());
+    let replaced: HashSet<_> = new.with(&news).map(|new| &new.path).collect();
     for old in lost.with(&olds) {
+        let is_replaced = replaced.contains(&old.path);
         let mut news = new.with(&news);
-        let is_replaced = news.clone().any(|new| new.path == old.path);
         match &old.place {
             // The system may have given the new file the number of the old one.
             Place::Elsewhere(place) if is_replaced || new.stamp.id() == old.stamp.id() => {

@@ -12,7 +12,7 @@ use nix::sys::stat::Mode;
 
 use super::area::Area;
 use super::file_id::{FileId, Stamp};
-use super::names::Names;
+use super::names::{Named, Names};
 use super::source::INLINE_LIMIT;
 use super::sys;
 use crate::checksum::Checksum;
@@ -67,6 +67,12 @@ pub(super) struct Elsewhere {
     pub(super) record: PathBuf,
     /// Its directory was made for it.
     pub(super) made_dir: bool,
+}
+
+impl Named for StagedFile {
+    fn name(&self) -> &[u8] {
+        &self.name
+    }
 }
 
 impl StagedFile {
@@ -130,7 +136,7 @@ impl StagedFile {
 
     /// The file under another name than its first one.
     fn other(&self, name: &[u8]) -> Option<Arc<Self>> {
-        self.names.find(|other| *other.name == *name)
+        self.names.find(name)
     }
 
     /// Whether its first name is this one, and the last component of its path, which may be another
@@ -168,14 +174,17 @@ impl StagedFile {
 
     /// Notes another name that it has got.
     pub(crate) fn add(&self, other: Arc<Self>) {
-        let path = other.path.clone();
-        let replaces = |before: &Self| before.path == path;
-        let is_link = !self.is_copied_as(&other);
-        self.names.add(other.clone(), replaces, |others| {
-            let copies = others.iter().filter(|other| self.is_copied_as(other));
+        let is_copy = |other: &Arc<Self>| self.is_copied_as(other);
+        let replaces = |before: &Self| before.path == other.path;
+        let replaced = self.names.add(other.clone(), replaces);
+        let is_link = !is_copy(&other);
+        // Links take no room: however many there are, they are not counted.
+        if !is_link || replaced.as_ref().is_some_and(is_copy) {
+            let others = self.others();
+            let copies = others.iter().filter(|other| is_copy(other));
             let files: HashSet<_> = copies.map(|other| other.stamp.id()).collect();
-            files.len()
-        });
+            self.names.set_copies(files.len());
+        }
         // It may have been read just now: either that has found the other among the names, or this does
         // find the note.
         if is_link && self.damaged.load(Ordering::Relaxed) {
@@ -199,10 +208,7 @@ impl StagedFile {
     }
 
     /// The file under these, and under its first name.
-    pub(super) fn with<'a>(
-        &'a self,
-        others: &'a [Arc<Self>],
-    ) -> impl Iterator<Item = &'a Self> + Clone {
+    pub(super) fn with<'a>(&'a self, others: &'a [Arc<Self>]) -> impl Iterator<Item = &'a Self> {
         others.iter().map(|other| &**other).chain([self])
     }
 
