@@ -11,6 +11,7 @@ defmodule Codex.Files.GuidesTest do
   @moduletag :capture_log
   @guides Path.expand("../guides", __DIR__)
 
+  doctest Codex.Files.Guides.README
   doctest Codex.Files.Guides.MovingOver
   doctest Codex.Files.Guides.Registries
   doctest Codex.Files.Guides.TelemetryAndMetrics
@@ -20,7 +21,7 @@ defmodule Codex.Files.GuidesTest do
     output = ~S/(?:\n<!-- livebook:{"output":true} -->\n\n```\n(.*?)\n```\n)?/
 
     Regex.compile!("^( *)```elixir\n(.*?)^\\1```\n" <> output, "ms")
-    |> Regex.scan(File.read!(Path.join(@guides, guide)), capture: :all_but_first)
+    |> Regex.scan(File.read!(Path.expand(guide, @guides)), capture: :all_but_first)
     |> Enum.map(fn [indentation, source | output] ->
       {String.replace(source, ~r/^#{indentation}/m, ""), List.first(output)}
     end)
@@ -55,6 +56,27 @@ defmodule Codex.Files.GuidesTest do
 
     assert printed =~ ":enoent: no such file or directory\n"
     assert printed =~ "{:unsupported_file_type, :device}: expected a regular file, got a device\n"
+  end
+
+  test "what the README shows works as it stands", %{folder: folder, staging_dir: staging_dir} do
+    [_dependency, {usage, nil} | _errors] = blocks("../README.md")
+    File.write!(Path.join(folder, "report.pdf"), "content")
+    given = [options: %{attachments: []}, png: "pixels", body: ["a ", "body"], path: "report.pdf"]
+
+    shown =
+      staging_dir
+      |> ChildVM.start()
+      |> ChildVM.eval(
+        quote do
+          File.cd!(unquote(folder))
+          Code.eval_string(unquote(usage), unquote(Macro.escape(given)))
+        end
+      )
+
+    assert {%{total_count: 2}, binding} = shown
+    assert [%{name: "q3.pdf"} = first] = binding[:options].attachments
+    assert %{name: "report.pdf"} = binding[:same]
+    assert binding[:first].path == first.path
   end
 
   # What the guide to moving over says of a table that is not the default registry's.
