@@ -43,6 +43,8 @@ defmodule Codex.Files.Registry do
       and with it the file operations that are under way. `GenServer.stop/1` undoes them, and removes
       the files. It has no budget, and needs a staging directory that no other registry uses
 
+  Other options are ignored, as the SDK's registry does: mind how they are written.
+
   ## Errors
 
   Malformed options give `{:error, {:missing_option, key}}`, `{:error, {:invalid_option, key, value}}`
