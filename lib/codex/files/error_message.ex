@@ -105,7 +105,7 @@ defmodule Codex.Files.ErrorMessage do
 
   # What a supervisor says of a child that could not be started.
   defp say({:shutdown, {:failed_to_start_child, _child, reason}}), do: say(reason)
-  defp say({reason, {:child, _, _, _, _, _, _, _, _}}), do: say(reason)
+  defp say({reason, child}) when elem(child, 0) == :child, do: say(reason)
 
   defp say({_app, {{:shutdown, {:failed_to_start_child, _, reason}}, {_module, :start, _args}}}),
     do: say(reason)

@@ -150,6 +150,8 @@ defmodule Codex.Files.ErrorMessageTest do
        "the registry is not running: the system is being stopped, or its supervisor does not start it"},
       # What supervisors and applications make of a start that failed.
       {{{:manifest_table_taken, :codex_files_manifest}, @child}, @taken},
+      # Before Erlang/OTP 24 a child had one element less.
+      {{{:manifest_table_taken, :codex_files_manifest}, Tuple.delete_at(@child, 5)}, @taken},
       {{:shutdown,
         {:failed_to_start_child, Codex.Files.Registry,
          {:manifest_table_taken, :codex_files_manifest}}}, @taken},
