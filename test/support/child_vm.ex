@@ -66,10 +66,10 @@ defmodule Codex.Files.ChildVM do
     )
   end
 
-  @doc "Evaluates quoted code in the VM and returns its value."
-  def eval(vm, quoted) do
+  @doc "Evaluates quoted code in the VM and returns its value, for which it waits a minute, or so many ms."
+  def eval(vm, quoted, patience \\ 60_000) do
     request(vm, quoted)
-    answer(vm, "")
+    answer(vm, "", patience)
   end
 
   @doc "Gives the VM quoted code to evaluate, without waiting for its value."
@@ -100,20 +100,20 @@ defmodule Codex.Files.ChildVM do
     end
   end
 
-  defp answer(%__MODULE__{port: port} = vm, output) do
+  defp answer(%__MODULE__{port: port} = vm, output, patience) do
     receive do
       {^port, {:data, data}} ->
         output = output <> data
 
         case Regex.run(~r/^#{@answer}(.*)\n/m, output, capture: :all_but_first) do
           [answer] -> value(decode(answer), output)
-          nil -> answer(vm, output)
+          nil -> answer(vm, output, patience)
         end
 
       {^port, {:exit_status, status}} ->
         flunk("expected an answer, but the VM ended with status #{status}:\n#{output}")
     after
-      60_000 -> flunk("expected an answer of the VM, got: #{output}")
+      patience -> flunk("expected an answer of the VM, got: #{output}")
     end
   end
 
