@@ -8,6 +8,10 @@ defmodule Codex.Files.Native do
   @compile {:autoload, false}
   @on_load :load
 
+  # Some versions of Erlang take the inside of an escript for a directory.
+  @no_directory "It has to lie in a directory named codex_files in the code path. An escript, which is one file, " <>
+                  "cannot carry it: make a release."
+
   alias Codex.Files.Attachment
 
   @type handle :: reference()
@@ -43,16 +47,19 @@ defmodule Codex.Files.Native do
   def available?, do: :persistent_term.get(__MODULE__, :never) == :loaded
 
   defp load_library do
-    library = Application.app_dir(:codex_files, "priv/native/libcodex_files_nif")
-
-    case load_from(String.to_charlist(library)) do
-      :ok ->
-        :persistent_term.put(__MODULE__, :loaded)
-
-      {:error, {_reason, text}} ->
-        IO.puts(:stderr, "codex_files: could not load #{library}.so: #{text}\n#{remedy(library)}")
-        :not_loaded
+    with priv when is_list(priv) <- :code.priv_dir(:codex_files),
+         library = Path.join(priv, "native/libcodex_files_nif"),
+         {:error, {_reason, text}} <- load_from(String.to_charlist(library)) do
+      refuse("#{library}.so: #{text}\n#{remedy(library)}")
+    else
+      :ok -> :persistent_term.put(__MODULE__, :loaded)
+      {:error, :bad_name} -> refuse("its native library.\n#{@no_directory}")
     end
+  end
+
+  defp refuse(what) do
+    IO.puts(:stderr, "codex_files: could not load #{what}")
+    :not_loaded
   end
 
   @doc false
@@ -70,6 +77,9 @@ defmodule Codex.Files.Native do
         deps.compile codex_files --force"; or unset CODEX_FILES_NIF, and have one built by the same \
         command.\
         """
+
+      {:error, :enotdir} ->
+        @no_directory
 
       {:error, _reason} ->
         """
