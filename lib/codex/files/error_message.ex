@@ -141,7 +141,7 @@ defmodule Codex.Files.ErrorMessage do
   # Paths are bytes, and messages may be anything.
   defp printable(text), do: if(String.valid?(text), do: text, else: inspect(text))
 
-  defp expected(:opts), do: "a keyword list, for the registry's stage/1 a map"
+  defp expected(:opts), do: "a keyword list (for Codex.Files.Registry.stage/1 a map)"
 
   defp expected(key)
        when key in [:persist, :recognise_unchanged, :attachment_recognise_unchanged],
@@ -158,7 +158,7 @@ defmodule Codex.Files.ErrorMessage do
 
   # There is no budget then, whatever the value.
   defp expected(key) when key in [:max_bytes, :when_full],
-    do: expected(:"attachment_#{key}") <> ", with a file module absent"
+    do: expected(:"attachment_#{key}") <> " (a registry with a file module has no budget)"
 
   defp expected(:registry),
     do: "the name or the pid of a registry of this node"
@@ -167,12 +167,12 @@ defmodule Codex.Files.ErrorMessage do
   defp expected(:checksum), do: "a string"
 
   defp expected(:name),
-    do: "a string, for a registry an atom, {:global, term} or {:via, module, term}"
+    do: "a string (for a registry an atom, {:global, term} or {:via, module, term})"
 
   defp expected(:manifest_table), do: "an atom other than nil"
   defp expected(:file_module), do: "a module"
   defp expected(:id), do: "the id of an attachment, a string"
-  defp expected(:owner), do: "the pid of a living process of this node, for temporary/3 nothing"
+  defp expected(:owner), do: "the pid of a living process of this node (temporary/3 takes none)"
 
   defp expected(:source),
     do: "iodata (binaries, or lists of them and of bytes) or, for a stream, enumerable"
