@@ -65,8 +65,8 @@ defmodule Codex.Files.RandomTerms do
     ref = make_ref()
     :wait = Native.force_cleanup(handle, ref)
     receive do: ({^ref, _report} -> :ok)
-    attachments = Native.list(handle)
-    %{total_count: count, total_bytes: bytes} = metrics = Native.metrics(handle)
+    {attachments, metrics} = look(handle)
+    %{total_count: count, total_bytes: bytes} = metrics
     true = metrics.persistent_count + metrics.expirable_count == count
 
     # Sizes are what callers say, and their sum may be more than is counted.
@@ -75,6 +75,13 @@ defmodule Codex.Files.RandomTerms do
     if {length(attachments), sum} != {count, bytes} do
       raise "after call #{number} #{length(attachments)} are listed, #{count} counted"
     end
+  end
+
+  # What an owner leaves may go between the two looks, since nobody waits until those of before have ended.
+  defp look(handle) do
+    attachments = Native.list(handle)
+    metrics = Native.metrics(handle)
+    if Native.list(handle) == attachments, do: {attachments, metrics}, else: look(handle)
   end
 
   defp valid(handle, folder, source) do
