@@ -203,11 +203,16 @@ defmodule Mix.Tasks.Compile.CodexFilesTest do
     end
 
     test "that cannot run is one message with the reason and the remedy", context do
-      cargo = executable(context.folder, "broken", "echo 'no default toolchain' >&2; exit 1")
+      for {script, said} <- [
+            {"echo 'no default toolchain' >&2; exit 1", "no default toolchain"},
+            {"exit 3", "it exited with status 3 and said nothing"}
+          ] do
+        cargo = executable(context.folder, "broken", script)
 
-      assert {1, output} = mix(context.project, ["compile"], [{"CARGO", cargo}])
-      assert output =~ "could not run #{cargo}: no default toolchain"
-      assert_remedy(output)
+        assert {1, output} = mix(context.project, ["compile"], [{"CARGO", cargo}])
+        assert output =~ "could not run #{cargo}: #{said}"
+        assert_remedy(output)
+      end
     end
 
     test "may be a nightly of the oldest version", context do

@@ -70,11 +70,13 @@ defmodule Codex.Files.Cargo do
   # The version is asked beforehand: what an old cargo says of a manifest it cannot read helps nobody.
   defp check_version(cargo) do
     required = required_version()
-    {output, _status} = System.cmd(cargo, ["--version"], stderr_to_stdout: true)
+    {output, status} = System.cmd(cargo, ["--version"], stderr_to_stdout: true)
 
     case Regex.run(~r/^cargo (\d+\.\d+\.\d+)/m, output, capture: :all_but_first) do
       nil ->
-        unfit("could not run #{cargo}: #{String.trim(output)}")
+        silence = "it exited with status #{status} and said nothing"
+        said = if String.trim(output) == "", do: silence, else: String.trim(output)
+        unfit("could not run #{cargo}: #{said}")
 
       [version] ->
         if Version.match?(version, ">= #{required}.0") do
