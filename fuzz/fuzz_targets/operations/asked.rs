@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use codex_files::disk::staged_file::StagedFile;
+use codex_files::disk::staging_dir::StagingDir;
 use codex_files::error::Error;
 use codex_files::manifest::waiting::Origin;
 use codex_files::registry::Attachment;
@@ -26,6 +27,8 @@ pub struct Asked {
     pub name: Vec<u8>,
     pub executable: bool,
     pub keep: retention::Keep,
+    /// Below which a copy is to be.
+    pub staging_dir: PathBuf,
     /// Where, if that is not the registry's own directory.
     pub destination: Option<PathBuf>,
     /// How it meets the budget.
@@ -164,6 +167,7 @@ impl Asked {
         name: Vec<u8>,
         keep: retention::Keep,
         executable: bool,
+        staging_dir: &StagingDir,
         budget: Meets,
     ) -> Self {
         Self {
@@ -173,6 +177,7 @@ impl Asked {
             name,
             executable,
             keep,
+            staging_dir: staging_dir.path.clone(),
             destination: None,
             budget,
         }
@@ -248,6 +253,9 @@ impl Tenant {
         let known = self.model.enter(&asked.key, asked.keep);
         assert_eq!(Some(attachment.retention), known.retention);
         if is_copied {
+            let path = &attachment.file.path;
+            let dir = asked.destination.as_ref().unwrap_or(&asked.staging_dir);
+            assert!(path.starts_with(dir), "{path:?} is not in {dir:?}");
             known.content.clone_from(&asked.content);
             known.there.clone_from(&asked.content);
             known.size = asked.size;

@@ -94,7 +94,7 @@ pub struct Told {
     /// Why, and the keys.
     pub removed: Vec<(Why, Vec<u8>)>,
     pub failed: Vec<String>,
-    /// Bytes below the staging directory.
+    /// Bytes below the staging directories.
     pub most_bytes: u64,
 }
 

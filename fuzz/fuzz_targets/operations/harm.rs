@@ -55,7 +55,7 @@ impl World {
         let content = known.content.len().checked_sub(1);
         let content = content.map(|length| FOREIGN.iter().cycle().take(length).copied());
         let content: Option<Vec<u8>> = content.map(Iterator::collect);
-        let elsewhere = !path.starts_with(&self.staging_dir.path);
+        let elsewhere = !path.starts_with(&self.staging);
         match (how, content) {
             (Loss::File, _) | (Loss::Overwritten | Loss::Replaced, None) => {
                 let _ = fs::remove_file(&path);
@@ -119,7 +119,7 @@ impl World {
     }
 
     pub fn neighbour(&mut self, source: u8) {
-        let log = Log::new(&self.staging_dir.path);
+        let log = Log::new(&self.staging);
         let neighbour = start(log);
         remove::purge(&neighbour, &self.staging_dir);
         let keep = Keep {

@@ -1,7 +1,7 @@
-//! Sequences of operations on two registries with real files in one directory. After each one, what is
-//! listed is what was staged and nothing has removed since, its files are there and whole under all their
-//! names (P3, P4, P5, P19, P21), neither registry has touched what is the other's (P23) or somebody
-//! else's (P9), and no budget has been passed (P22). At the end nothing of ours is left (P7).
+//! Sequences of operations on two registries with real files in the same staging directories. After each
+//! one, what is listed is what was staged and nothing has removed since, its files are there and whole
+//! under all their names (P3, P4, P5, P19, P21), neither registry has touched what is the other's (P23) or
+//! somebody else's (P9), and no budget has been passed (P22). At the end nothing of ours is left (P7).
 //!
 //! `FUZZ_DIR` says where the files are; a file system in memory is best.
 

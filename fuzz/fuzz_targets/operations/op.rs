@@ -58,6 +58,10 @@ pub enum Op {
         content: Content,
         executable: bool,
     },
+    /// From now on another staging directory is asked for, or the first one again.
+    StagingDir {
+        other: bool,
+    },
     Cleanup,
     Reset,
     Verify,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use codex_files::disk::staging_dir::StagingDir;
 use codex_files::registry::stage_stream::{Purpose, Stream};
 use codex_files::retention::{Keep, OwnerId};
 
@@ -11,6 +12,7 @@ pub struct Open {
     pub purpose: Purpose,
     pub name: Vec<u8>,
     pub keep: Keep,
+    pub staging_dir: StagingDir,
     pub content: Vec<u8>,
     pub has_file: bool,
     /// Somebody has removed directories since: its file may be gone.

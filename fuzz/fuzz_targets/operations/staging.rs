@@ -119,7 +119,14 @@ impl World {
         } else {
             Meets::Known
         };
-        let asked = Asked::of(source.content, name, keep, source.executable, budget);
+        let asked = Asked::of(
+            source.content,
+            name,
+            keep,
+            source.executable,
+            &self.staging_dir,
+            budget,
+        );
         self.stage(t, asked, |tenant| {
             let registry = &tenant.registry;
             until_answered(|waiter| {
@@ -142,7 +149,14 @@ impl World {
         let keep = keep.into_keep(owner.as_ref());
         let request = self.request(&name, &keep, owner);
         let content = self.source(source).content.clone();
-        let asked = Asked::of(content.clone(), name, keep, false, Meets::Known);
+        let asked = Asked::of(
+            content.clone(),
+            name,
+            keep,
+            false,
+            &self.staging_dir,
+            Meets::Known,
+        );
         self.stage(t, asked, |tenant| {
             let registry = &tenant.registry;
             until_answered(|waiter| {
@@ -188,6 +202,7 @@ impl World {
             name: b"name".to_vec(),
             executable: source.executable,
             keep: request.keep,
+            staging_dir: self.staging_dir.path.clone(),
             destination: Some(destination),
             budget: Meets::Known,
         };

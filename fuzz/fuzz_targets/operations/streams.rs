@@ -34,6 +34,7 @@ impl World {
         } else {
             Purpose::Stage
         };
+        let staging_dir = self.staging_dir.clone();
         let tenant = &mut self.tenants[t];
         let stream = stage_stream::open(&tenant.registry, request, purpose);
         *tenant.stream(slot) = Some(Open {
@@ -41,6 +42,7 @@ impl World {
             purpose,
             name,
             keep,
+            staging_dir,
             content: Vec::new(),
             has_file: false,
             is_shaken: false,
@@ -100,6 +102,7 @@ impl World {
             open.name.clone(),
             open.keep,
             false,
+            &open.staging_dir,
             budget,
         );
         if only_renews && self.tenants[t].has_to_copy(&asked) {

@@ -1,4 +1,4 @@
-//! Two registries on one directory, and what there must be of them.
+//! Two registries on the same staging directories, and what there must be of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,6 +16,9 @@ use crate::tenant::Tenant;
 pub struct World {
     _dir: tempfile::TempDir,
     pub root: PathBuf,
+    /// Where the staging directories are.
+    pub staging: PathBuf,
+    /// The one that is asked for.
     pub staging_dir: StagingDir,
     pub tenants: [Tenant; 2],
     pub sources: [Source; 4],
@@ -37,10 +40,8 @@ impl World {
         }
         Self {
             tenants: [(); 2].map(|()| Tenant::new(&staging)),
-            staging_dir: StagingDir {
-                path: staging,
-                is_default: false,
-            },
+            staging_dir: staging_dir(&staging, false),
+            staging,
             sources,
             foreign: BTreeMap::new(),
             _dir: dir,
@@ -86,6 +87,7 @@ impl World {
                 content,
                 executable,
             } => self.write(source, content, executable),
+            Op::StagingDir { other } => self.staging_dir = staging_dir(&self.staging, other),
             Op::Cleanup => self.tenants[t].cleanup(),
             Op::Verify => self.tenants[t].verify(),
             Op::Reset => self.tenants[t].reset(&self.staging_dir),
@@ -101,10 +103,10 @@ impl World {
         }
     }
 
-    /// Bytes below the staging directory, but for this registry's. What somebody has put in the place of a
+    /// Bytes below the staging directories, but for this registry's. What somebody has put in the place of a
     /// file is not that.
     pub fn bytes_of_others(&self, t: usize) -> u64 {
-        let staging = &self.staging_dir.path;
+        let staging = &self.staging;
         let all = bytes_in(&files_below(staging));
         let tenant = &self.tenants[t];
         let names = tenant.model.known.values().flat_map(|known| &known.names);
@@ -122,8 +124,9 @@ impl World {
         let known: BTreeSet<&Path> = self.tenants.iter().flat_map(Tenant::paths).collect();
         let streams = self.tenants.iter().flat_map(|t| t.streams.iter().flatten());
         let mut scratch_files = streams.filter(|open| open.has_file).count();
-        for path in files_below(&self.staging_dir.path) {
-            let is_scratch = path.parent().and_then(Path::parent) == Some(&self.staging_dir.path);
+        for path in files_below(&self.staging) {
+            // In an area of a staging directory, and of no checksum.
+            let is_scratch = path.ancestors().nth(3) == Some(&self.staging);
             if is_scratch && scratch_files > 0 {
                 scratch_files -= 1;
                 continue;
@@ -149,8 +152,15 @@ impl World {
             fs::remove_file(path).expect("it is there");
         }
         // Directories in which there was a foreign file are left.
-        let left = left_below(&self.staging_dir.path);
+        let left = left_below(&self.staging);
         assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+fn staging_dir(staging: &Path, other: bool) -> StagingDir {
+    StagingDir {
+        path: staging.join(if other { "other" } else { "first" }),
+        is_default: false,
     }
 }
 
