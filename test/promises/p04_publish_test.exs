@@ -29,7 +29,8 @@ defmodule Codex.Files.P04PublishTest do
       assert length(staged) > 5
       for {checksum, path} <- staged, do: assert(sha256(File.read!(path)) == checksum)
 
-      for name <- File.ls!(destinations), not String.starts_with?(name, ".") do
+      # The library makes it, which may not have come to that.
+      for name <- names_in(destinations), not String.starts_with?(name, ".") do
         assert sha256(File.read!(Path.join(destinations, name))) == name
       end
 
@@ -44,6 +45,8 @@ defmodule Codex.Files.P04PublishTest do
 
     assert Codex.Files.list_staged() == [neighbour]
   end
+
+  defp names_in(dir), do: if(File.dir?(dir), do: File.ls!(dir), else: [])
 
   # Small files and large ones, bytes and streams, to places of the library's choice and of the caller's.
   defp stage_for_ever(folder, destinations, round) do
