@@ -74,7 +74,7 @@ defmodule Bench.InMemory do
 
     %Row{
       name: "stream",
-      title: "Files.stage, {:stream} of #{mib} MiB in pieces of 64 KiB",
+      title: "Files.stage, {:stream} of #{mib} MiB",
       operations: 1,
       disk?: true,
       sides: [
