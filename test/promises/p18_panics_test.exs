@@ -269,7 +269,9 @@ defmodule Codex.Files.P18PanicsTest do
           {"reply", quote(do: Codex.Files.verify())},
           {"published", stage_stream(large)},
           {"link", quote(do: Codex.Files.stage(unquote(context.kept), name: "another"))}
-        ] do
+        ],
+        {point, call} != {"write", stage_large} or
+          !not_on(~w(xfs btrfs), "a copy there shares what it is a copy of, and writes nothing") do
       assert {point, panicking(context, point, call)} == {point, panicked(point)}
       assert_unharmed(context, point)
     end
